@@ -1,0 +1,94 @@
+"""Packaging: ranges, not pins; constraints.txt has the tested versions."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+INIT = (ROOT / "byt5_diffusion" / "__init__.py").read_text("utf-8")
+
+# Training from prepared shards, sampling and export need these alone.
+CORE = [
+  "absl-py>=2.1",
+  "array_record>=0.8; platform_system != 'Windows'",
+  "clu>=0.0.12",
+  "flax>=0.12,<0.14",
+  "gin-config>=0.5,<0.6",
+  "grain>=0.2.12",
+  "jax>=0.10,<0.12",
+  "numpy>=2.0",
+  "optax>=0.2.6,<0.4",
+  "orbax-checkpoint>=0.12,<0.14",
+  "pillow>=11",
+  "regex>=2024.11",
+  "tensorboardX>=2.6",
+  "tqdm>=4.66",
+]
+EXTRAS = {
+  # Live SeqIO pipelines and `prepare`.
+  "data": ["seqio>=0.0.19", "tensorflow>=2.19"],
+  # Drawing text: skia is self-contained, Pango wants the system's libpango.
+  "typography": [
+    "cairocffi>=1.7",
+    "fonttools>=4.50",
+    "pangocairocffi>=0.7",
+    "skia-python>=138",
+  ],
+  "dev": [
+    "hypothesis>=6.100",
+    "mypy>=1.15",
+    "pytest>=8.3",
+    "ruff>=0.11",
+    "scipy>=1.14",
+    "uharfbuzz>=0.45",
+  ],
+  # Peers for parity tests. The exact torch keeps pip from resolving to a
+  # newer build with gigabytes of CUDA packages.
+  "parity": ["diffusers>=0.35", "torch==2.13.0", "transformers>=5.0"],
+}
+EXTRAS["all"] = EXTRAS["data"] + EXTRAS["typography"]
+
+
+def gin_files() -> dict[str, list[str]]:
+  """Package name -> its gin files; `gin/` lies inside the package in a wheel."""
+  folders = [p for p in (ROOT / "gin").rglob("*") if p.is_dir()]
+  return {
+    ".".join(["byt5_diffusion", *p.relative_to(ROOT).parts]): ["*.gin"]
+    for p in [ROOT / "gin", *folders]
+  }
+
+
+GIN = gin_files()
+
+setuptools.setup(
+  name="byt5-diffusion",
+  version=re.search(r'__version__ = "(.*)"', INIT).group(1),
+  description="Text-to-image diffusion models that can spell, in any script",
+  long_description=(ROOT / "README.md").read_text("utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  packages=[
+    "byt5_diffusion",
+    "byt5_diffusion.data",
+    "byt5_diffusion.tasks",
+    *GIN,
+  ],
+  package_dir={
+    "byt5_diffusion.tasks": "tasks",
+    **{name: name.split(".", 1)[1].replace(".", "/") for name in GIN},
+  },
+  package_data={**GIN, "byt5_diffusion": ["py.typed"]},
+  install_requires=CORE,
+  extras_require=EXTRAS,
+  entry_points={
+    "console_scripts": ["byt5-diffusion = byt5_diffusion.cli:main"],
+  },
+  classifiers=[
+    "License :: OSI Approved :: Apache Software License",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+  ],
+)
