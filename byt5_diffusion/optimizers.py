@@ -1,0 +1,442 @@
+"""Optimizers with the learning rate outside, by regex policies.
+
+A factory (adamw, lion, adafactor) returns an OptimizerDef. Its `tx` gives
+unscaled descent updates: params <- params - learning_rate * updates. The same
+object obeys the optimizer protocol of T5X (create, apply_gradient,
+derive_logical_axes, and state_dict / restore_state of what it creates), where
+the trainer likewise hands the learning rate in.
+
+Policies are (regex, value) lists over parameter names ("unet/.../kernel"). The
+first pattern that matches the whole name wins; a parameter that none matches
+is an error.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import re
+from typing import Any
+
+import flax
+from flax import serialization
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+PolicyRules = Sequence[tuple[str, float]]
+LearningRateFn = Callable[[Any], jax.Array]
+
+# Norm scales, biases and position tables are not pulled towards zero.
+DEFAULT_WEIGHT_DECAY_RULES: PolicyRules = (
+  (r".*/kernel", 1.0),
+  (r".*/embedding", 1.0),
+  (r".*", 0.0),
+)
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def match_rules(rules: Sequence[tuple[str, Any]], params: PyTree) -> PyTree:
+  """The value of the first rule matching each parameter's whole name.
+
+  Raises:
+    ValueError: naming every parameter that no rule matches.
+  """
+  compiled = [(re.compile(pattern), value) for pattern, value in rules]
+  unmatched = []
+
+  def find(path: Any, _: Any) -> Any:
+    name = _name(path)
+    for pattern, value in compiled:
+      if pattern.fullmatch(name):
+        return value
+    unmatched.append(name)
+    return None
+
+  values = jax.tree_util.tree_map_with_path(find, params)
+  if unmatched:
+    raise ValueError(
+      f"No rule matches {len(unmatched)} parameter(s): {unmatched}. Rules:"
+      f" {[pattern for pattern, _ in rules]}; end them with ('.*', value)."
+    )
+  return values
+
+
+class OptimizerState(flax.struct.PyTreeNode):
+  """T5X's optimizer state: step int32 [] and the state of the transform."""
+
+  step: Any
+  param_states: PyTree
+
+
+class Optimizer(flax.struct.PyTreeNode):
+  """T5X's optimizer: parameters (target) together with their state."""
+
+  optimizer_def: "OptimizerDef" = flax.struct.field(pytree_node=False)
+  state: OptimizerState
+  target: PyTree
+
+  def apply_gradient(
+    self, grads: PyTree, learning_rate: jax.Array | float
+  ) -> "Optimizer":
+    """target <- target - learning_rate * tx(grads)."""
+    return self.optimizer_def.apply_gradient(self, grads, learning_rate)
+
+  def state_dict(self) -> dict[str, Any]:
+    """{"target", "state"} as nested dicts; nodes without leaves are dropped."""
+    flat = traverse_util.flatten_dict(
+      serialization.to_state_dict(self.state), sep="/"
+    )
+    return {
+      "target": serialization.to_state_dict(self.target),
+      "state": traverse_util.unflatten_dict(flat, sep="/"),
+    }
+
+  def restore_state(self, state_dict: Mapping[str, Any]) -> "Optimizer":
+    """The inverse of state_dict, into the structure of this optimizer.
+
+    Raises:
+      ValueError: naming the optimizer states that state_dict lacks.
+    """
+    wanted = traverse_util.flatten_dict(
+      serialization.to_state_dict(self.state), keep_empty_nodes=True, sep="/"
+    )
+    given = dict(
+      traverse_util.flatten_dict(flax.core.unfreeze(state_dict["state"]), sep="/")
+    )
+    empty = traverse_util.empty_node
+    missing = [
+      k for k, v in wanted.items() if k not in given and v is not empty
+    ]
+    if missing:
+      raise ValueError(f"The optimizer state lacks: {missing}.")
+    given |= {k: v for k, v in wanted.items() if v is empty}
+    state = traverse_util.unflatten_dict(given, sep="/")
+    return self.replace(
+      target=serialization.from_state_dict(self.target, state_dict["target"]),
+      state=serialization.from_state_dict(self.state, state),
+    )
+
+
+class OptimizerDef:
+  """An optax transform of unscaled descent updates, in T5X's clothes."""
+
+  def __init__(self, tx: optax.GradientTransformation):
+    self.tx = tx
+
+  def create(self, params: PyTree) -> Optimizer:
+    """The optimizer of params before the first step."""
+    state = OptimizerState(
+      step=jnp.zeros([], jnp.int32), param_states=self.tx.init(params)
+    )
+    return Optimizer(optimizer_def=self, state=state, target=params)
+
+  def apply_gradient(
+    self,
+    optimizer: Optimizer,
+    grads: PyTree,
+    learning_rate: jax.Array | float,
+  ) -> Optimizer:
+    """target <- target - learning_rate * tx(grads)."""
+    updates, param_states = self.tx.update(
+      grads, optimizer.state.param_states, optimizer.target
+    )
+    updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+    return optimizer.replace(
+      target=optax.apply_updates(optimizer.target, updates),
+      state=OptimizerState(
+        step=optimizer.state.step + 1, param_states=param_states
+      ),
+    )
+
+  def derive_logical_axes(
+    self, optimizer: Optimizer, param_logical_axes: PyTree
+  ) -> Optimizer:
+    """The optimizer with logical axis names in place of arrays.
+
+    A state leaf has the axes of the parameter whose name ends its path and
+    whose shape it has; every other leaf has None (replicated).
+    """
+    axes = flax.core.unfreeze(param_logical_axes)
+    flat_axes = traverse_util.flatten_dict(axes, sep="/")
+    state_dict = optimizer.state_dict()
+    shapes = {
+      name: leaf.shape
+      for name, leaf in traverse_util.flatten_dict(
+        state_dict["target"], sep="/"
+      ).items()
+    }
+
+    def find(name: str, leaf: Any) -> Any:
+      parts = name.split("/")
+      for i in range(len(parts)):
+        param = "/".join(parts[i:])
+        if param in shapes and shapes[param] == leaf.shape:
+          return flat_axes[param]
+      return None
+
+    flat = traverse_util.flatten_dict(state_dict["state"], sep="/")
+    found = {name: find(name, leaf) for name, leaf in flat.items()}
+    return optimizer.restore_state(
+      {"target": axes, "state": traverse_util.unflatten_dict(found, sep="/")}
+    )
+
+
+def _stateless(
+  update: Callable[[PyTree, PyTree], PyTree], rules: PolicyRules
+) -> optax.GradientTransformation:
+  def init(params: PyTree) -> optax.EmptyState:
+    match_rules(rules, params)  # Fails when training starts, not later.
+    return optax.EmptyState()
+
+  def apply(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    return update(updates, params), state
+
+  return optax.GradientTransformation(init, apply)
+
+
+def decay_weights(
+  weight_decay: float, rules: PolicyRules
+) -> optax.GradientTransformation:
+  """updates + weight_decay * value * params, value from rules."""
+
+  def update(updates: PyTree, params: PyTree) -> PyTree:
+    values = match_rules(rules, updates)
+    return jax.tree.map(
+      lambda u, p, v: u + weight_decay * v * p if v else u,
+      updates,
+      params,
+      values,
+    )
+
+  return _stateless(update, rules)
+
+
+def scale_by_rules(rules: PolicyRules) -> optax.GradientTransformation:
+  """updates * value: a learning rate of its own for some parameters."""
+
+  def update(updates: PyTree, _: PyTree) -> PyTree:
+    values = match_rules(rules, updates)
+    return jax.tree.map(lambda u, v: u * v, updates, values)
+
+  return _stateless(update, rules)
+
+
+def freeze(
+  tx: optax.GradientTransformation, rules: Sequence[tuple[str, bool]]
+) -> optax.GradientTransformation:
+  """tx for parameters whose rule is False; True: no update and no state.
+
+  Raises (when the state is created):
+    ValueError: nothing is left to train, or a pattern that should freeze
+      matches no parameter at all.
+  """
+
+  def label(params: PyTree) -> PyTree:
+    frozen = match_rules(rules, params)
+    return jax.tree.map(lambda f: "freeze" if f else "train", frozen)
+
+  inner = optax.multi_transform(
+    {"train": tx, "freeze": optax.set_to_zero()}, label
+  )
+
+  def init(params: PyTree) -> Any:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    names = [_name(path) for path, _ in leaves]
+    for pattern, value in rules:
+      if value and not any(re.fullmatch(pattern, name) for name in names):
+        raise ValueError(
+          f"freeze_rules: {pattern!r} matches no parameter; the first names"
+          f" are {names[:3]}."
+        )
+    if "train" not in jax.tree.leaves(label(params)):
+      raise ValueError("freeze_rules freeze every parameter.")
+    return inner.init(params)
+
+  return optax.GradientTransformation(init, inner.update)
+
+
+def _assemble(
+  *transforms: optax.GradientTransformation,
+  clip_norm: float | None,
+  weight_decay: float,
+  weight_decay_rules: PolicyRules,
+  learning_rate_rules: PolicyRules | None,
+  freeze_rules: Sequence[tuple[str, bool]] | None,
+) -> OptimizerDef:
+  """clip, the optimizer proper, decay, multipliers; all within freezing."""
+  chain = list(transforms)
+  if clip_norm is not None:
+    if clip_norm <= 0:
+      raise ValueError(f"{clip_norm=} must be positive, or None for no limit.")
+    chain.insert(0, optax.clip_by_global_norm(clip_norm))
+  if weight_decay:
+    chain.append(decay_weights(weight_decay, weight_decay_rules))
+  if learning_rate_rules is not None:
+    chain.append(scale_by_rules(learning_rate_rules))
+  tx = optax.chain(*chain)
+  if freeze_rules is not None:
+    tx = freeze(tx, freeze_rules)
+  return OptimizerDef(tx)
+
+
+def adamw(
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  mu_dtype: str | None = None,
+  weight_decay: float = 0.01,
+  clip_norm: float | None = 1.0,
+  weight_decay_rules: PolicyRules = DEFAULT_WEIGHT_DECAY_RULES,
+  learning_rate_rules: PolicyRules | None = None,
+  freeze_rules: Sequence[tuple[str, bool]] | None = None,
+) -> OptimizerDef:
+  """AdamW (Loshchilov & Hutter 2019): m / (sqrt(v) + eps) + decay * params.
+
+  Args:
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+    mu_dtype: dtype of the first moment; None = that of the parameter.
+    weight_decay: times the rule's value, times the learning rate.
+    clip_norm: limit of the global norm of the trained gradients, or None.
+    weight_decay_rules: (regex, multiplier of weight_decay).
+    learning_rate_rules: (regex, multiplier of the learning rate).
+    freeze_rules: (regex, True to freeze).
+  """
+  return _assemble(
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype),
+    clip_norm=clip_norm,
+    weight_decay=weight_decay,
+    weight_decay_rules=weight_decay_rules,
+    learning_rate_rules=learning_rate_rules,
+    freeze_rules=freeze_rules,
+  )
+
+
+def lion(
+  *,
+  b1: float = 0.9,
+  b2: float = 0.99,
+  mu_dtype: str | None = None,
+  weight_decay: float = 0.1,
+  clip_norm: float | None = 1.0,
+  weight_decay_rules: PolicyRules = DEFAULT_WEIGHT_DECAY_RULES,
+  learning_rate_rules: PolicyRules | None = None,
+  freeze_rules: Sequence[tuple[str, bool]] | None = None,
+) -> OptimizerDef:
+  """Lion (Chen et al. 2023): sign(b1 m + (1 - b1) g) + decay * params.
+
+  Arguments as of adamw; b2 is the decay of the momentum m.
+  """
+  return _assemble(
+    optax.scale_by_lion(b1=b1, b2=b2, mu_dtype=mu_dtype),
+    clip_norm=clip_norm,
+    weight_decay=weight_decay,
+    weight_decay_rules=weight_decay_rules,
+    learning_rate_rules=learning_rate_rules,
+    freeze_rules=freeze_rules,
+  )
+
+
+def adafactor(
+  *,
+  decay_rate: float = 0.8,
+  min_dim_size_to_factor: int = 128,
+  clipping_threshold: float | None = 1.0,
+  multiply_by_parameter_scale: bool = False,
+  momentum: float | None = None,
+  momentum_dtype: str = "float32",
+  eps: float = 1e-30,
+  weight_decay: float = 0.0,
+  clip_norm: float | None = None,
+  weight_decay_rules: PolicyRules = DEFAULT_WEIGHT_DECAY_RULES,
+  learning_rate_rules: PolicyRules | None = None,
+  freeze_rules: Sequence[tuple[str, bool]] | None = None,
+) -> OptimizerDef:
+  """Adafactor (Shazeer & Stern 2018): g / sqrt(factored second moment).
+
+  Args:
+    decay_rate: the second moment decays by 1 - t^-decay_rate.
+    min_dim_size_to_factor: smaller matrices keep the whole second moment.
+    clipping_threshold: limit of the RMS of one parameter's update, or None.
+    multiply_by_parameter_scale: makes the learning rate relative to the RMS of
+      the parameter (T5X trains with True).
+    momentum: decay of an average of the updates; None = none.
+    momentum_dtype: dtype of that average.
+    eps: added to the squared gradient.
+    weight_decay: as of adamw, and the rest likewise.
+  """
+  transforms = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_rate,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      epsilon=eps,
+    )
+  ]
+  if clipping_threshold is not None:
+    transforms.append(optax.clip_by_block_rms(clipping_threshold))
+  if multiply_by_parameter_scale:
+    transforms.append(optax.scale_by_param_block_rms())
+  if momentum is not None:
+    transforms.append(
+      optax.ema(momentum, debias=False, accumulator_dtype=momentum_dtype)
+    )
+  return _assemble(
+    *transforms,
+    clip_norm=clip_norm,
+    weight_decay=weight_decay,
+    weight_decay_rules=weight_decay_rules,
+    learning_rate_rules=learning_rate_rules,
+    freeze_rules=freeze_rules,
+  )
+
+
+def constant(value: float) -> LearningRateFn:
+  """learning_rate(step) = value."""
+  return lambda step: jnp.full(jnp.shape(step), value, jnp.float32)
+
+
+def _warmup(step: jax.Array, warmup_steps: int) -> jax.Array:
+  # The first step already learns: a rate of 0 would waste it.
+  return jnp.minimum((step + 1.0) / max(warmup_steps, 1), 1.0)
+
+
+def warmup_cosine(
+  peak: float,
+  warmup_steps: int,
+  total_steps: int,
+  final_fraction: float = 0.0,
+) -> LearningRateFn:
+  """Linear to peak, then half a cosine to final_fraction * peak.
+
+  The rate of step warmup_steps is peak, that of total_steps (and later ones)
+  final_fraction * peak.
+  """
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(f"{warmup_steps=} must be in [0, {total_steps=}).")
+
+  def learning_rate(step: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+    decay = final_fraction + (1.0 - final_fraction) * cosine
+    return jnp.float32(peak) * _warmup(step, warmup_steps) * decay
+
+  return learning_rate
+
+
+def warmup_rsqrt(peak: float, warmup_steps: int) -> LearningRateFn:
+  """Linear to peak, then peak * sqrt(warmup_steps / step)."""
+  if warmup_steps < 1:
+    raise ValueError(f"{warmup_steps=} must be positive.")
+
+  def learning_rate(step: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    decay = jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
+    return jnp.float32(peak) * _warmup(step, warmup_steps) * decay
+
+  return learning_rate
