@@ -1,0 +1,1 @@
+"""Where examples come from: text, images, sources, shards, batches. No jax."""

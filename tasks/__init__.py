@@ -1,0 +1,1 @@
+"""SeqIO registrations, one file per family of data sets; gin names them."""

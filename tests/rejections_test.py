@@ -1,0 +1,78 @@
+"""Counting, naming, and stopping at the limit."""
+
+import threading
+
+import pytest
+
+from byt5_diffusion.data import rejections
+
+
+def test_counts_and_names():
+  ledger = rejections.Ledger("photos", max_share=1.0)
+  ledger.accept()
+  ledger.reject("a.png", "empty")
+  ledger.reject("b.png", "empty")
+  assert ledger.summary() == {
+    "source": "photos",
+    "accepted": 1,
+    "rejected": 2,
+    "share": 2 / 3,
+    "names": {"a.png": "empty", "b.png": "empty"},
+    "reasons": {"empty": 2},
+  }
+
+
+def test_stops_above_the_share_and_names_the_first():
+  ledger = rejections.Ledger("photos", max_share=0.05, min_records=100)
+  for _ in range(95):
+    ledger.accept()
+  for i in range(5):
+    ledger.reject(f"{i}.png", "truncated")  # 5 of 100: still permitted.
+  assert ledger.error is None
+  with pytest.raises(rejections.TooManyRejections) as caught:
+    ledger.reject("last.png", "bomb")
+  message = str(caught.value)
+  assert "photos: 6 of 101 records" in message
+  assert "0.png: truncated" in message and "max_rejected_share" in message
+  assert ledger.error is caught.value
+
+
+def test_few_records_are_not_judged_but_then_they_are():
+  ledger = rejections.Ledger(max_share=0.5, min_records=4)
+  for i in range(3):
+    ledger.reject(str(i), "bad")
+  with pytest.raises(rejections.TooManyRejections, match="3 of 4"):
+    ledger.accept()
+
+
+def test_threads_lose_no_count():
+  ledger = rejections.Ledger(max_share=1.0)
+
+  def work():
+    for i in range(500):
+      ledger.accept()
+      ledger.reject(str(i), "bad")
+
+  threads = [threading.Thread(target=work) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  summary = ledger.summary()
+  assert (summary["accepted"], summary["rejected"]) == (4000, 4000)
+  assert len(summary["names"]) == 500
+
+
+def test_one_ledger_per_source_and_process():
+  first = rejections.ledger("rejections_test", max_share=0.5)
+  assert rejections.ledger("rejections_test") is first
+  assert first in rejections.ledgers()
+  rejections.forget("rejections_test")
+  assert rejections.ledger("rejections_test") is not first
+  rejections.forget("rejections_test")
+
+
+@pytest.mark.parametrize("limits", [{"max_share": 1.5}, {"min_records": 0}])
+def test_impossible_limits(limits):
+  with pytest.raises(ValueError):
+    rejections.Ledger(**limits)
