@@ -1,0 +1,44 @@
+"""Codecs between images and the latents that a UNet denoises.
+
+A codec has two methods and two attributes; which one is in use is nobody
+else's business.
+"""
+
+from typing import Any, Protocol
+
+import jax
+
+
+class Codec(Protocol):
+  """Images [B, H, W, 3] in [-1, 1] <-> latents [B, h, w, c].
+
+  Attributes:
+    downsampling: H / h = W / w.
+    latent_channels: c.
+  """
+
+  downsampling: int
+  latent_channels: int
+
+  def encode(
+    self, params: Any, images: jax.Array, rng: jax.Array
+  ) -> jax.Array: ...
+
+  def decode(self, params: Any, latents: jax.Array) -> jax.Array: ...
+
+
+class PixelCodec:
+  """The identity: pixels are the latents (pixel-space diffusion)."""
+
+  downsampling = 1
+  latent_channels = 3
+
+  def encode(self, params: Any, images: jax.Array, rng: jax.Array) -> jax.Array:
+    """images, unchanged; has no parameters and draws nothing."""
+    del params, rng
+    return images
+
+  def decode(self, params: Any, latents: jax.Array) -> jax.Array:
+    """latents, unchanged: not clipped, a sampler may need what lies beyond."""
+    del params
+    return latents
