@@ -11,16 +11,15 @@ first pattern that matches the whole name wins; a parameter that none matches
 is an error.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
-from flax import serialization
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import optax
+from flax import serialization, traverse_util
 
 PyTree = Any
 PolicyRules = Sequence[tuple[str, float]]
@@ -104,7 +103,9 @@ class Optimizer(flax.struct.PyTreeNode):
       serialization.to_state_dict(self.state), keep_empty_nodes=True, sep="/"
     )
     given = dict(
-      traverse_util.flatten_dict(flax.core.unfreeze(state_dict["state"]), sep="/")
+      traverse_util.flatten_dict(
+        flax.core.unfreeze(state_dict["state"]), sep="/"
+      )
     )
     empty = traverse_util.empty_node
     missing = [

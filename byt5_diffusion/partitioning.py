@@ -11,15 +11,15 @@ Nothing here knows a model, and nothing shards activations: XLA propagates
 that from the parameters and the batch.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
 import numpy as np
+from jax.experimental import mesh_utils
 
 DATA_AXIS = "data"
 MODEL_AXIS = "model"
@@ -52,7 +52,7 @@ STANDARD_LOGICAL_AXIS_RULES: Rules = (
 
 
 def path_name(path: Sequence[Any]) -> str:
-  """"a/b/0" for a tree path: the one spelling of a parameter's name."""
+  """Spells a tree path "a/b/0": the name of that parameter everywhere."""
   return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
@@ -158,6 +158,9 @@ class Partitioning:
     """The sharding of a whole copy on every device."""
     return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
 
+  def _divides(self, mesh_axis: str, size: int) -> bool:
+    return size % self.mesh.shape[mesh_axis] == 0
+
   def _spec(
     self, name: str, shape: Sequence[int], axes: Sequence[str | None] | None
   ) -> jax.sharding.PartitionSpec:
@@ -183,7 +186,7 @@ class Partitioning:
           continue
         if mesh_axis is None:
           settled[i] = True
-        elif mesh_axis not in spec and not shape[i] % self.mesh.shape[mesh_axis]:
+        elif mesh_axis not in spec and self._divides(mesh_axis, shape[i]):
           spec[i] = mesh_axis
           settled[i] = True
     return jax.sharding.PartitionSpec(*spec)
