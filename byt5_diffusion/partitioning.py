@@ -153,7 +153,6 @@ class Partitioning:
     """Number of parts the batch is cut into."""
     return self.mesh.shape[DATA_AXIS]
 
-  @property
   def replicated(self) -> jax.sharding.NamedSharding:
     """The sharding of a whole copy on every device."""
     return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
@@ -246,7 +245,7 @@ class Partitioning:
         found = known.get("/".join(parts[i:]))
         if found is not None and found[0] == tuple(leaf.shape):
           return found[1]
-      return self.replicated
+      return self.replicated()
 
     return jax.tree_util.tree_map_with_path(place, state_shapes)
 
@@ -294,7 +293,7 @@ class Partitioning:
     def place(value: Any) -> jax.Array:
       value = np.asarray(value)
       if not value.ndim:
-        return jax.device_put(value, self.replicated)
+        return jax.device_put(value, self.replicated())
       rows = value.shape[0] * host_count
       self.check_batch_size(rows)
       return jax.make_array_from_process_local_data(

@@ -31,6 +31,11 @@ class TrainState(flax.struct.PyTreeNode):
   ema_params: PyTree
   skipped_steps: jax.Array
 
+  @property
+  def eval_params(self) -> PyTree:
+    """What evaluation and sampling use: the average, else params."""
+    return self.params if self.ema_params is None else self.ema_params
+
 
 def create(
   params: PyTree, tx: optax.GradientTransformation, ema: bool = True
@@ -66,7 +71,7 @@ def apply_gradients(
   grads: PyTree,
   tx: optax.GradientTransformation,
   learning_rate: jax.Array | float,
-  ema_decay: float = 0.0,
+  ema_decay: float | None = None,
 ) -> TrainState:
   """params <- params - learning_rate * tx(grads), then the average follows.
 
@@ -75,18 +80,20 @@ def apply_gradients(
     grads: gradients, shaped like params.
     tx: transform giving unscaled descent updates (optimizers.OptimizerDef.tx).
     learning_rate: scalar.
-    ema_decay: in [0, 1); used when state.ema_params is not None.
+    ema_decay: in [0, 1); needed when state.ema_params is not None.
 
   Returns:
     The next state. Where grads are not finite, only step and skipped_steps
     differ from the state given.
   """
+  if state.ema_params is not None and ema_decay is None:
+    raise ValueError("The state keeps ema_params, so ema_decay is needed.")
   finite = all_finite(grads)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   updates = jax.tree.map(lambda u: -learning_rate * u, updates)
   params = optax.apply_updates(state.params, updates)
   ema_params = state.ema_params
-  if ema_params is not None:
+  if ema_decay is not None and ema_params is not None:
     decay = ema_decay_at(state.step - state.skipped_steps, ema_decay)
     # Written as a correction, so that constant parameters stay bit-identical.
     ema_params = jax.tree.map(

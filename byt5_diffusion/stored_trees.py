@@ -1,0 +1,328 @@
+"""Directories of arrays by name: what a checkpoint is made of, on orbax.
+
+A directory holds the items `state` (leaves by their path in the tree,
+"params/unet/.../kernel") and `extra` (format, format_version and the writer's
+JSON); a run's checkpoints add `data`. Reading needs neither the classes of the
+writer nor its devices. Nothing is pickled, and a directory is checked before
+its contents are believed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+PyTree = Any
+
+FORMAT = "byt5_diffusion"
+FORMAT_VERSION = 1
+ITEMS = frozenset({"state", "data", "extra"})
+MAX_METADATA_BYTES = 64 * 2**20
+_COMMIT_FILE = "_CHECKPOINT_METADATA"
+
+
+class CheckpointError(ValueError):
+  """A checkpoint could not be written or can't be used; says which and why."""
+
+
+# --- Trees and names. ---
+
+
+def flatten_names(tree: PyTree) -> dict[str, Any]:
+  """{"params/unet/kernel": leaf, ...}; nodes without leaves vanish."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  nested: dict[str, Any] = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split("/")
+    node = nested
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return nested
+
+
+def _is_key(leaf: Any) -> bool:
+  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(dtype: Any) -> str:
+  for impl in ("threefry2x32", "rbg", "unsafe_rbg"):
+    if jax.eval_shape(lambda i=impl: jax.random.key(0, impl=i)).dtype == dtype:
+      return impl
+  raise ValueError(f"Unknown kind of random key: {dtype}.")
+
+
+def storable(leaf: Any) -> Any:
+  """Arrays as they are, typed random keys as their uint32 data."""
+  if isinstance(leaf, jax.Array):
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+  return np.asarray(leaf)
+
+
+def _nbytes(shape: Any, dtype: Any) -> int:
+  return int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+
+
+# --- What a directory is. ---
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+  text = os.fspath(path)
+  return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
+def _read_json(path: epath.Path) -> Any:
+  size = path.stat().length
+  if size > MAX_METADATA_BYTES:
+    raise CheckpointError(
+      f"{path} has {size} bytes; more than {MAX_METADATA_BYTES} is refused."
+    )
+  try:
+    return json.loads(path.read_text())
+  except (ValueError, RecursionError) as error:
+    raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def is_committed(path: epath.Path) -> bool:
+  """True: ours and complete. False: ours and half-written.
+
+  Raises:
+    CheckpointError: another program's directory.
+  """
+  names = {entry.name for entry in path.iterdir()}
+  if _COMMIT_FILE not in names:
+    if names <= ITEMS:
+      return False
+    raise CheckpointError(
+      f"{path} is not a checkpoint of this program: it holds"
+      f" {sorted(names)[:5]}. Choose another directory, or convert it first."
+    )
+  try:
+    metadata = _read_json(path / _COMMIT_FILE)
+    committed = metadata["commit_timestamp_nsecs"]
+  except (CheckpointError, KeyError, TypeError):
+    return False
+  if committed is None:
+    return False
+  if not (path / "extra" / "metadata").exists():
+    raise CheckpointError(
+      f"{path} was written by another program: it holds {sorted(names)[:5]}"
+      " but no 'extra'. Choose another directory, or convert it first."
+    )
+  return True
+
+
+def _check_sizes(path: epath.Path) -> None:
+  for entry in path.iterdir():
+    if entry.is_dir():
+      # Array data lie in directories named "d"; all else is metadata.
+      if entry.name != "d":
+        _check_sizes(entry)
+    elif entry.stat().length > MAX_METADATA_BYTES:
+      raise CheckpointError(f"{entry} is too large for metadata; refused.")
+
+
+def check(path: epath.Path) -> dict[str, Any]:
+  """The caller's extra of the checkpoint at path, once it is found sound."""
+  content = _read_json(path / "extra" / "metadata")
+  if not isinstance(content, dict) or content.get("format") != FORMAT:
+    raise CheckpointError(f"{path} was written by another program.")
+  version = content.get("format_version")
+  if not isinstance(version, int) or version > FORMAT_VERSION:
+    raise CheckpointError(
+      f"{path} has format_version {version}; this program reads up to"
+      f" {FORMAT_VERSION}. Upgrade byt5_diffusion."
+    )
+  _check_sizes(path)
+  extra = content.get("extra")
+  return extra if isinstance(extra, dict) else {}
+
+
+# --- Reading. ---
+
+
+def stored(item: epath.Path) -> dict[str, Any]:
+  """{name: orbax's array metadata} of a stored tree, sizes plausible."""
+  try:
+    tree = ocp.PyTreeCheckpointHandler().metadata(item).tree
+  except Exception as error:
+    raise CheckpointError(f"{item} can't be read: {error}") from error
+  flat: dict[str, Any] = {}
+
+  def visit(node: Any, name: str) -> None:
+    if isinstance(node, Mapping):
+      for key, child in node.items():
+        visit(child, f"{name}/{key}" if name else str(key))
+    else:
+      flat[name] = node
+
+  visit(tree, "")
+  limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  for name, leaf in flat.items():
+    if not hasattr(leaf, "shape") or leaf.dtype is None:
+      raise CheckpointError(f"{item}: {name} is not an array.")
+    storage = getattr(leaf, "storage", None)
+    chunk = getattr(storage, "chunk_shape", None) or ()
+    if max(_nbytes(leaf.shape, leaf.dtype), _nbytes(chunk, leaf.dtype)) > limit:
+      raise CheckpointError(
+        f"{item}: {name} claims shape {leaf.shape}, more than this machine's"
+        f" {limit >> 30} GiB of memory; refused."
+      )
+  return flat
+
+
+def _describe(leaf: Any) -> str:
+  return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _compare(
+  item: epath.Path, wanted: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
+  """Raises CheckpointError listing every name on which the two disagree."""
+  differing = [
+    f"{name} (stored {_describe(found[name])}, wanted {_describe(leaf)})"
+    for name, leaf in wanted.items()
+    if name in found and _describe(found[name]) != _describe(leaf)
+  ]
+  problems = {
+    "missing from the checkpoint": sorted(set(wanted) - set(found)),
+    "unknown to this run": sorted(set(found) - set(wanted)),
+    "of another shape or dtype": differing,
+  }
+  lines = [
+    f"  {len(names)} {kind}: {', '.join(names)}"
+    for kind, names in problems.items()
+    if names
+  ]
+  if lines:
+    raise CheckpointError(f"{item} does not fit:\n" + "\n".join(lines))
+
+
+def read(item: epath.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+  """{name: array}: jax arrays where wanted has a sharding, else numpy."""
+
+  def restore_args(leaf: Any) -> ocp.RestoreArgs:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+      return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(
+      sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
+    )
+
+  handler = ocp.PyTreeCheckpointHandler()
+  try:
+    restored = handler.restore(
+      item,
+      args=ocp.args.PyTreeRestore(
+        item=nest(dict.fromkeys(wanted, 0)),
+        restore_args=nest({k: restore_args(v) for k, v in wanted.items()}),
+        partial_restore=True,
+      ),
+    )
+  except Exception as error:
+    raise CheckpointError(f"{item} can't be read: {error}") from error
+  return flatten_names(restored)
+
+
+def restore_tree(item: epath.Path, shapes: PyTree) -> PyTree:
+  """The stored tree in the structure, and on the devices, of shapes."""
+  default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def plain(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or default
+    if _is_key(leaf):
+      leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  leaves = flatten_names(shapes)
+  wanted = {name: plain(leaf) for name, leaf in leaves.items()}
+  _compare(item, wanted, stored(item))
+  arrays = read(item, wanted)
+
+  def restored(name: str, leaf: Any) -> jax.Array:
+    if not _is_key(leaf):
+      return arrays[name]
+    impl = _key_impl(leaf.dtype)
+    return jax.random.wrap_key_data(arrays[name], impl=impl)
+
+  return jax.tree.unflatten(
+    jax.tree.structure(shapes), [restored(*pair) for pair in leaves.items()]
+  )
+
+
+# --- Single trees: frozen networks have a home of their own. ---
+
+
+def tree_sha256(tree: PyTree) -> str:
+  """Hash of names, dtypes, shapes and bytes; of nothing else."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(flatten_names(tree).items()):
+    array = np.asarray(storable(leaf))
+    digest.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
+
+
+def save_tree(path: str | os.PathLike[str], tree: PyTree) -> str:
+  """Writes a parameter tree to a new directory, atomically; its sha256."""
+  target = absolute(path)
+  if target.exists():
+    raise CheckpointError(f"{target} exists; it is not overwritten.")
+  sha256 = tree_sha256(tree)
+  flat = {k: storable(v) for k, v in flatten_names(tree).items()}
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+    writer.save(
+      target,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(nest(flat)),
+        extra=ocp.args.JsonSave(wrap_extra({"sha256": sha256})),
+      ),
+    )
+  return sha256
+
+
+def check_tree(tree: PyTree, shapes: PyTree, path: str) -> None:
+  """Raises CheckpointError unless tree has the names and shapes of shapes."""
+  _compare(epath.Path(path), flatten_names(shapes), flatten_names(tree))
+
+
+def load_tree(
+  path: str | os.PathLike[str], sha256: str | None = None
+) -> dict[str, Any]:
+  """Nested dicts of numpy arrays from save_tree's directory.
+
+  Raises:
+    CheckpointError: not such a directory, or not the sha256 asked for.
+  """
+  source = absolute(path)
+  if not source.is_dir() or not is_committed(source):
+    raise CheckpointError(f"{source} holds no complete parameter tree.")
+  check(source)
+  wanted = {name: np.empty([0]) for name in stored(source / "state")}
+  tree = nest(read(source / "state", wanted))
+  if sha256 is not None and tree_sha256(tree) != sha256:
+    raise CheckpointError(
+      f"{source} has sha256 {tree_sha256(tree)}, but {sha256} was asked for."
+    )
+  return tree
+
+
+def wrap_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    "format": FORMAT,
+    "format_version": FORMAT_VERSION,
+    "extra": dict(extra),
+  }
