@@ -63,7 +63,7 @@ def test_truncation_keeps_whole_graphemes(shared_data):
     if "\u2701" in string and not regex.match(
       r"\p{Extended_Pictographic}", "\u2701"
     ):
-      continue  # The file is Unicode 15; the sign left that class in a later one.
+      continue  # The file is Unicode 15; a later one changed this sign.
     # Bytes at which a break is allowed; a lone surrogate (the file has some)
     # is replaced by a character of the same width.
     clean = text.to_text(string)

@@ -27,7 +27,7 @@ class TextToImageFeatureConverter(seqio.FeatureConverter):
     )
     for feature in feature_converters.FEATURES
   }
-  PACKING_FEATURE_DTYPES: ClassVar = {}
+  PACKING_FEATURE_DTYPES: ClassVar[dict] = {}
 
   def __init__(self, pack: bool = False, use_custom_packing_ops: bool = False):
     if pack:
