@@ -1,0 +1,66 @@
+"""Losses of single examples: [B] before any reduction over the batch.
+
+Each is the weighted mean over the example's own elements, in float32, so that
+neither the size of a bucket nor the batch mates change what an example weighs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def denoising_loss(prediction: Array, target: Array, weight: Array) -> Array:
+  """weight * mean (prediction - target)^2: [B, ...], [B, ...], [B] -> [B].
+
+  Raises:
+    ValueError: on shapes that differ, which broadcasting would hide.
+  """
+  if prediction.shape != target.shape or weight.shape != target.shape[:1]:
+    raise ValueError(
+      f"prediction {prediction.shape} and target {target.shape} must have one "
+      f"shape [B, ...], and weight {weight.shape} must be [B]."
+    )
+  error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+  mean = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+  return weight.astype(jnp.float32) * mean
+
+
+def cross_entropy(logits: Array, targets: Array, weights: Array) -> Array:
+  """Weighted mean of -log softmax(logits)[target] over each row's tokens.
+
+  Args:
+    logits: [B, T, V] of any float type.
+    targets: [B, T] int32 token ids.
+    weights: [B, T], 0 for padding, 1 for real tokens.
+
+  Returns:
+    [B] float32, in nats per token; 0 for a row without a real token.
+  """
+  if targets.shape != logits.shape[:-1] or weights.shape != targets.shape:
+    raise ValueError(
+      f"logits {logits.shape} must be [B, T, V], and targets {targets.shape} "
+      f"and weights {weights.shape} [B, T]."
+    )
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)
+  return masked_mean(-picked[..., 0], weights, axis=-1)
+
+
+def masked_mean(x: Array, mask: Array, axis: int | None = None) -> Array:
+  """sum(mask x) / sum(mask), along `axis` or over all; 0 where mask is all 0.
+
+  Args:
+    x: any shape. Its masked elements may be anything, NaN and inf included.
+    mask: bool, or weights >= 0, of x's shape.
+  """
+  if x.shape != mask.shape:
+    raise ValueError(f"x {x.shape} and mask {mask.shape} must share a shape.")
+  mask = mask.astype(jnp.float32)
+  total = jnp.sum(
+    jnp.where(mask > 0, x.astype(jnp.float32), 0.0) * mask, axis=axis
+  )
+  count = jnp.sum(mask, axis=axis)
+  return total / jnp.where(count > 0, count, 1.0)
