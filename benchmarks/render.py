@@ -1,0 +1,60 @@
+"""Words drawn per second on one core, by backend and picture size.
+
+  python benchmarks/render.py
+
+Different words of every script that this machine can draw; the first pass over
+them (reading fonts) is left out.
+"""
+
+import argparse
+import time
+
+from byt5_diffusion.data import fonts, typography, words
+
+SIZES = ((16, 48), (32, 128), (64, 256), (128, 512))
+
+
+def words_per_second(
+  renderer: typography.Renderer, samples: list[words.Sample], seconds: float
+) -> float:
+  """Draws `samples` again and again for that long."""
+  for sample in samples[:200]:
+    renderer.render(sample.text, sample.script)
+  drawn, start = 0, time.perf_counter()
+  while time.perf_counter() - start < seconds:
+    for sample in samples:
+      renderer.render(sample.text, sample.script)
+    drawn += len(samples)
+  return drawn / (time.perf_counter() - start)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--seconds", type=float, default=2.0, help="per figure")
+  parser.add_argument("--words", type=int, default=500)
+  args = parser.parse_args()
+  scripts = fonts.available_scripts()
+  source = words.Words(only_scripts=scripts)
+  start = time.perf_counter()
+  samples = [
+    words.string_at(source, "train", 0, index) for index in range(args.words)
+  ]
+  rate = args.words / (time.perf_counter() - start)
+  print(f"{len(scripts)} scripts; strings: {rate:.0f}/s")
+  for backend in ("harfbuzz", "pango", "skia"):
+    for height, width in SIZES:
+      renderer = typography.Renderer(
+        height=height, width=width, backend=backend
+      )
+      try:
+        rate = words_per_second(renderer, samples, args.seconds)
+      except ImportError as error:
+        print(error)
+        break
+      print(f"{backend:9s} {height:4d} x {width:<4d} {rate:8.0f} words/s")
+
+
+if __name__ == "__main__":
+  main()
