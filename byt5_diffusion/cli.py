@@ -1,0 +1,256 @@
+"""The command `byt5-diffusion`: train, eval, prepare, generate."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import byt5_diffusion
+from byt5_diffusion import config, config_source
+from byt5_diffusion import main as main_lib
+
+ConfigError = config.ConfigError
+_EXAMPLES = """\
+examples:
+  byt5-diffusion train experiments/tiny.gin --model_dir /tmp/tiny
+  byt5-diffusion train experiments/tiny.gin --model_dir /tmp/tiny \\
+    --gin.TRAIN_STEPS=500 --gin.adamw.weight_decay=0
+  byt5-diffusion eval experiments/tiny.gin --model_dir /tmp/tiny
+  byt5-diffusion prepare experiments/tiny.gin --output_dir /tmp/words
+  byt5-diffusion generate "hello" --model_dir /tmp/tiny --out hello.png
+"""
+_GIN_HELP = (
+  "a gin file: of the working directory or of the package, e.g."
+  " experiments/tiny.gin"
+)
+
+
+def _train(flags: argparse.Namespace) -> None:
+  main_lib.run(
+    "train",
+    [flags.recipe],
+    [_string("MODEL_DIR", flags.model_dir), *flags.gin_bindings],
+  )
+
+
+def _eval(flags: argparse.Namespace) -> None:
+  output = flags.output_dir or os.path.join(flags.model_dir, "eval")
+  bindings = [
+    _string("CHECKPOINT_PATH", flags.model_dir),
+    _string("EVAL_OUTPUT_DIR", output),
+  ]
+  if flags.step is not None:
+    bindings.append(f"evaluation.evaluate.step={flags.step}")
+  main_lib.run("eval", [flags.recipe], [*bindings, *flags.gin_bindings])
+  print(f"Wrote {os.path.join(output, 'metrics.json')}.")
+
+
+def _prepare(flags: argparse.Namespace) -> None:
+  program = config.parse([flags.recipe], flags.gin_bindings)
+  from byt5_diffusion import preparation
+
+  names = ("MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS")
+  values = {name: program.macro(name) for name in names}
+  for name, value in values.items():
+    if value is None:
+      raise ConfigError(f"{flags.recipe} does not set {name}.")
+  preparation.prepare(
+    mixture_or_task_name=values["MIXTURE_OR_TASK_NAME"],
+    mixture_or_task_module=program.macro("MIXTURE_OR_TASK_MODULE"),
+    task_feature_lengths=values["TASK_FEATURE_LENGTHS"],
+    output_dir=flags.output_dir,
+    splits=flags.split or ["train", "validation"],
+    num_examples=flags.num_examples,
+    num_shards=flags.num_shards,
+    seed=flags.seed,
+  )
+  print(f"Train from it with --gin.PREPARED_DIR='\"{flags.output_dir}\"'.")
+
+
+def _generate(flags: argparse.Namespace) -> None:
+  if flags.gin_bindings:
+    raise ConfigError("generate takes no --gin. flags: the model is finished.")
+  paths = output_paths(flags.out, len(flags.texts))
+  taken = [str(path) for path in paths if path.exists()]
+  if taken and not flags.overwrite:
+    raise ConfigError(
+      f"{', '.join(taken)} exists. Choose another --out or give --overwrite."
+    )
+  from byt5_diffusion import inference
+
+  generator = inference.Generator.from_model_dir(
+    flags.model_dir,
+    step=flags.step,
+    use_ema=not flags.raw,
+    trust_config=flags.trust_config,
+    batch_size=min(len(flags.texts), flags.batch_size),
+  )
+  images = generator.generate(
+    flags.texts,
+    seed=flags.seed,
+    guidance_scale=flags.guidance_scale,
+    num_steps=flags.num_steps,
+    progress=sys.stderr.isatty(),
+  )
+  for path, image in zip(paths, images, strict=True):
+    save_png(path, image)
+    print(f"Wrote {path}.")
+
+
+def output_paths(out: str, count: int) -> list[pathlib.Path]:
+  """x.png for one image; x-0.png, x-1.png, ... for several."""
+  path = pathlib.Path(out)
+  if path.suffix.lower() != ".png":
+    raise ConfigError(f"--out {out}: must end in .png.")
+  if count == 1:
+    return [path]
+  return [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
+
+
+def save_png(path: pathlib.Path, image: Any) -> None:
+  """Writes the whole file or none; makes the folder."""
+  from PIL import Image
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      Image.fromarray(image).save(file, format="PNG")
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def _string(name: str, value: str) -> str:
+  return f"{name}={value!r}"
+
+
+# --- the parser --------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = main_lib.Parser(
+    prog="byt5-diffusion",
+    description="Text-to-image diffusion models that can spell.",
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--version",
+    action="version",
+    version=f"byt5-diffusion {byt5_diffusion.__version__}",
+  )
+  commands = parser.add_subparsers(
+    dest="command", metavar="COMMAND", required=True
+  )
+  _add_train(commands)
+  _add_eval(commands)
+  _add_prepare(commands)
+  _add_generate(commands)
+  return parser
+
+
+def _add(
+  commands: Any, name: str, help_text: str, body: Callable[..., None]
+) -> Any:
+  command = commands.add_parser(
+    name,
+    help=help_text,
+    description=help_text[0].upper() + help_text[1:] + ".",
+    allow_abbrev=False,
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  )
+  command.set_defaults(body=body)
+  return command
+
+
+def _add_train(commands: Any) -> None:
+  command = _add(commands, "train", "train a model, or go on with one", _train)
+  command.add_argument("recipe", help=_GIN_HELP)
+  command.add_argument(
+    "--model_dir", required=True, help="checkpoints, logs and samples"
+  )
+
+
+def _add_eval(commands: Any) -> None:
+  command = _add(commands, "eval", "score a trained model", _eval)
+  command.add_argument("recipe", help=_GIN_HELP)
+  command.add_argument("--model_dir", required=True, help="a run's folder")
+  command.add_argument("--output_dir", help="default: MODEL_DIR/eval")
+  command.add_argument("--step", type=int, help="default: the last checkpoint")
+
+
+def _add_prepare(commands: Any) -> None:
+  command = _add(
+    commands,
+    "prepare",
+    "render a recipe's data set to shards that train without TensorFlow",
+    _prepare,
+  )
+  command.add_argument("recipe", help=_GIN_HELP)
+  command.add_argument("--output_dir", required=True)
+  command.add_argument(
+    "--split", action="append", help="may be repeated; default: both"
+  )
+  command.add_argument(
+    "--num_examples", type=int, help="of each split; default: all"
+  )
+  command.add_argument("--num_shards", type=int, default=16)
+  command.add_argument("--seed", type=int, default=0)
+
+
+def _add_generate(commands: Any) -> None:
+  command = _add(commands, "generate", "draw texts", _generate)
+  command.add_argument("texts", nargs="+", metavar="TEXT")
+  command.add_argument("--model_dir", required=True, help="a run's folder")
+  command.add_argument(
+    "--out",
+    required=True,
+    help="x.png; several texts are written to x-0.png, x-1.png, ...",
+  )
+  command.add_argument("--overwrite", action="store_true")
+  command.add_argument("--seed", type=int, default=0)
+  command.add_argument(
+    "--guidance_scale", type=float, help="1 is off; default: the model's"
+  )
+  command.add_argument(
+    "--num_steps", type=int, help="of the sampler; default: the model's"
+  )
+  command.add_argument("--step", type=int, help="default: the last checkpoint")
+  command.add_argument(
+    "--raw", action="store_true", help="weights as trained, not averaged"
+  )
+  command.add_argument("--batch_size", type=int, default=8)
+  command.add_argument(
+    "--trust_config",
+    action="store_true",
+    help="let model.gin name any code: only if you trust its author",
+  )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  arguments = sys.argv[1:] if arguments is None else list(arguments)
+  bindings, rest = main_lib.gin_flags(arguments)
+  parser = _parser()
+  known = ("train", "eval", "prepare", "generate")
+  if rest and not rest[0].startswith("-") and rest[0] not in known:
+    parser.error(
+      f"there is no command {rest[0]}."
+      f"{config_source.nearest(rest[0], known)}"
+      f" Commands: {', '.join(known)}."
+    )
+  flags = parser.parse_args(rest)
+  flags.gin_bindings = bindings
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  return main_lib.guarded(flags.body, flags)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

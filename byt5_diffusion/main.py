@@ -1,0 +1,139 @@
+"""Trains, evaluates or infers what gin files describe.
+
+  python -m byt5_diffusion.main --run_mode=train \\
+    --gin_file=experiments/tiny.gin --gin.MODEL_DIR='"/tmp/tiny"'
+
+The flags are T5X's. A mistake of the user's is one line and exit code 2.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+import gin
+
+from byt5_diffusion import config, config_source, config_text
+
+USER_ERROR = 2
+INTERRUPTED = 130
+_EPILOG = """\
+gin files are looked for in the working directory, in --gin_search_paths, and
+in the package's own gin/ folder, e.g. experiments/tiny.gin. Later files and
+--gin. flags win. Strings need quotes that the shell leaves alone:
+  --gin.MODEL_DIR='"/tmp/tiny"' --gin.TRAIN_STEPS=500
+  --gin.adamw.weight_decay=0 --gin.models.TextToImageModel.guidance_scale=2.0
+"""
+
+
+def run(
+  run_mode: str,
+  gin_files: Sequence[str],
+  gin_bindings: Sequence[str] = (),
+  search_paths: Sequence[str] = (),
+  *,
+  dry_run: bool = False,
+) -> None:
+  """Parses and checks, then calls the program of run_mode."""
+  program = config.parse(
+    gin_files, gin_bindings, search_paths, run_mode=run_mode
+  )
+  if dry_run:
+    print(config_text.to_text(program), end="")
+    return
+  module, _, function = config.PROGRAMS[run_mode].rpartition(".")
+  body = getattr(importlib.import_module(module), function)
+  gin.get_configurable(body)()
+
+
+def is_user_error(error: BaseException) -> bool:
+  """Errors that this package declares say what to do: no traceback."""
+  return any(
+    kind.__module__.partition(".")[0] == "byt5_diffusion"
+    for kind in type(error).__mro__
+  ) and isinstance(error, Exception)
+
+
+def describe(error: BaseException) -> str:
+  """The message, without what gin appends to it."""
+  return str(error).split("\n  In call to configurable")[0]
+
+
+def gin_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes --gin.NAME=VALUE out of the arguments: (bindings, the others)."""
+  bindings = [x[len("--gin.") :] for x in arguments if x.startswith("--gin.")]
+  return bindings, [x for x in arguments if not x.startswith("--gin.")]
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse that names the nearest option for an unknown one."""
+
+  def error(self, message: str) -> None:  # type: ignore[override]
+    unknown = message.removeprefix("unrecognized arguments: ")
+    if unknown != message:
+      name = unknown.split()[0].partition("=")[0]
+      known = [*self._option_string_actions, "--gin."]
+      message += "." + config_source.nearest(name, known)
+    super().error(message)
+
+
+def guarded(function: object, *arguments: object, **keywords: object) -> int:
+  """Calls; a user's error becomes one message and an exit code."""
+  try:
+    function(*arguments, **keywords)  # type: ignore[operator]
+  except KeyboardInterrupt:
+    print("Interrupted.", file=sys.stderr)
+    return INTERRUPTED
+  except Exception as error:
+    if not is_user_error(error):
+      raise
+    print(f"Error: {describe(error)}", file=sys.stderr)
+    return USER_ERROR
+  return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  bindings, rest = gin_flags(sys.argv[1:] if arguments is None else arguments)
+  parser = Parser(
+    prog="python -m byt5_diffusion.main",
+    description=__doc__.split("\n")[0],
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--run_mode", choices=tuple(config.PROGRAMS), required=True
+  )
+  parser.add_argument(
+    "--gin_file", action="append", default=[], help="may be repeated"
+  )
+  parser.add_argument(
+    "--gin_search_paths", default="", help="folders, separated by commas"
+  )
+  parser.add_argument(
+    "--gin_bindings",
+    action="append",
+    default=[],
+    metavar="NAME=VALUE",
+    help="as --gin.NAME=VALUE; may be repeated",
+  )
+  parser.add_argument(
+    "--dry_run",
+    action="store_true",
+    help="check everything, print the whole configuration, run nothing",
+  )
+  flags = parser.parse_args(rest)
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  return guarded(
+    run,
+    flags.run_mode,
+    flags.gin_file,
+    [*flags.gin_bindings, *bindings],
+    [path for path in flags.gin_search_paths.split(",") if path],
+    dry_run=flags.dry_run,
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())
