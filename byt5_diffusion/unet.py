@@ -332,9 +332,9 @@ class UpBlock(nn.Module):
       if config.transformer_depth[level]:
         x = _transformer(config, level, i)(x, text_embeddings, text_mask)
     if level:
-      x = layers.Conv(features, dtype=config.dtype, name="upsamplers_0")(
-        upsample(x)
-      )
+      x = layers.Conv(
+        features, upsample=True, dtype=config.dtype, name="upsamplers_0"
+      )(x)
     return x
 
 
@@ -349,13 +349,6 @@ def _transformer(config: UNetConfig, level: int, i: int) -> nn.Module:
     config.num_heads[level],
     name=f"attentions_{i}",
   )
-
-
-def upsample(x: jax.Array) -> jax.Array:
-  """Each position becomes two by two: [B, h, w, C] -> [B, 2h, 2w, C]."""
-  b, h, w, c = x.shape
-  x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
-  return x.reshape(b, 2 * h, 2 * w, c)
 
 
 class ImagePositions(nn.Module):
