@@ -103,8 +103,8 @@ class MissingFont(LookupError):
 
 def cache_dir() -> pathlib.Path:
   """Where `fetch` puts fonts: ~/.cache/byt5_diffusion/fonts."""
-  base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(base) / "byt5_diffusion" / "fonts"
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return pathlib.Path(base, "byt5_diffusion", "fonts")
 
 
 def directories() -> tuple[str, ...]:
@@ -113,16 +113,24 @@ def directories() -> tuple[str, ...]:
   $BYT5_DIFFUSION_FONTS (one folder or several, joined by the path separator),
   the cache, the user's folders, the system's.
   """
-  named = os.environ.get("BYT5_DIFFUSION_FONTS", "").split(os.pathsep)
+  return _directories(
+    os.environ.get("BYT5_DIFFUSION_FONTS", ""), str(cache_dir())
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _directories(named: str, cache: str) -> tuple[str, ...]:
   home = pathlib.Path.home()
   usual = [
-    cache_dir(),
+    cache,
     home / ".fonts",
     home / ".local/share/fonts",
-    pathlib.Path("/usr/local/share/fonts"),
-    pathlib.Path("/usr/share/fonts"),
+    "/usr/local/share/fonts",
+    "/usr/share/fonts",
   ]
-  return tuple(path for path in [*named, *map(str, usual)] if path)
+  return tuple(
+    path for path in [*named.split(os.pathsep), *map(str, usual)] if path
+  )
 
 
 @functools.lru_cache(maxsize=8)

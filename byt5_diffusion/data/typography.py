@@ -22,6 +22,7 @@ from byt5_diffusion.data import rasterizers, words
 RIGHT_TO_LEFT = ("Arab", "Hebr")
 _LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601
 _MIN_CONTRAST = 100.0  # Luma between ink and paper, of 255.
+_UNUSED = np.random.default_rng(0)  # Nothing is ever drawn from it.
 BLACK, WHITE = np.zeros(3), np.full(3, 255.0)
 
 
@@ -112,14 +113,10 @@ class Renderer:
     if rng is None:
       if self._is_random():
         raise ValueError("This renderer draws at random and needs an rng.")
-      rng = np.random.default_rng(0)
+      rng = _UNUSED
     if script in (words.COMMON, words.UNKNOWN):
       script = "Latn"
-    best = font_files.fonts_for(script, styles=tuple(self.styles[:1]))
-    candidates = best[:1]
-    if self.num_fonts > 1 or len(self.styles) > 1:
-      candidates = self._candidates(script)
-    font = candidates[int(rng.integers(len(candidates)))]
+    font = self._font(script, rng)
     line, box = _line(self.backend, text, script, font)
     size = self._size(box, text, rng)
     x, y = self._place(box, size, font, script, rng)
@@ -136,8 +133,10 @@ class Renderer:
       or self.offset_jitter > 0
     )
 
-  def _candidates(self, script: str) -> tuple[font_files.Font, ...]:
-    """num_fonts families in each of the styles that the script has."""
+  def _font(self, script: str, rng: np.random.Generator) -> font_files.Font:
+    """One of num_fonts families in each of the styles that the script has."""
+    if self.num_fonts == len(self.styles) == 1:
+      return font_files.fonts_for(script, styles=tuple(self.styles))[0]
     found: list[font_files.Font] = []
     for style in self.styles:
       try:
@@ -145,7 +144,8 @@ class Renderer:
       except font_files.MissingFont:
         continue
       found.extend(fonts[: self.num_fonts])
-    return tuple(found) or font_files.fonts_for(script)[: self.num_fonts]
+    found = found or list(font_files.fonts_for(script)[: self.num_fonts])
+    return found[int(rng.integers(len(found)))]
 
   def _size(
     self, ink: rasterizers.Ink, text: str, rng: np.random.Generator
@@ -210,9 +210,15 @@ def _blend(
   coverage: np.ndarray, ink: np.ndarray, paper: np.ndarray
 ) -> np.ndarray:
   """paper + (ink - paper) * coverage / 255, rounded: [H, W] -> [H, W, 3]."""
-  levels = np.arange(256)[:, None] / 255.0
-  table = np.rint(paper + (ink - paper) * levels).astype(np.uint8)
-  return table[coverage]
+  levels = np.arange(256) / 255.0
+  image = np.empty((*coverage.shape, 3), np.uint8)
+  raw = coverage.tobytes()  # bytes.translate is the fastest table look-up.
+  for channel in range(3):
+    start, end = paper[channel], ink[channel]
+    table = np.rint(start + (end - start) * levels).astype(np.uint8)
+    mapped = np.frombuffer(raw.translate(table.tobytes()), np.uint8)
+    image[:, :, channel] = mapped.reshape(coverage.shape)
+  return image
 
 
 @functools.lru_cache(maxsize=512)

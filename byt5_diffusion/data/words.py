@@ -11,7 +11,7 @@ import functools
 import hashlib
 import pathlib
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -79,11 +79,13 @@ def generator(*key: object) -> np.random.Generator:
   return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
-def string_at(source: Source, split: str, seed: int, index: int) -> Sample:
-  """Example `index` of a split: a pure function of its arguments.
+def strings_at(
+  source: Source, split: str, seed: int, index: int
+) -> Iterator[Sample]:
+  """The string of example `index`, then others to take in its place.
 
-  Draws until a string falls into the split, so `split` costs ten draws on
-  average for validation.
+  Draws until a string falls into the split, so one for validation costs ten
+  draws on average.
 
   Raises:
     ValueError: unknown split, or the source has (almost) nothing for it.
@@ -91,15 +93,24 @@ def string_at(source: Source, split: str, seed: int, index: int) -> Sample:
   if split not in SPLITS:
     raise ValueError(f"{split=} must be one of {SPLITS}.")
   rng = generator("string", split, int(seed), int(index))
-  for _ in range(_MAX_DRAWS):
+  misses = 0
+  while misses < _MAX_DRAWS:
     sample = source.draw(rng)
     if split_of(sample.text) == split:
-      return sample
+      misses = 0
+      yield sample
+    else:
+      misses += 1
   raise ValueError(
     f"{_MAX_DRAWS} strings drawn from {source}, none of them in split "
     f"{split!r}. The source has too few different strings: allow longer ones, "
     "more letters or more lines."
   )
+
+
+def string_at(source: Source, split: str, seed: int, index: int) -> Sample:
+  """Example `index` of a split: a pure function of its arguments."""
+  return next(strings_at(source, split, seed, index))
 
 
 def script_of(text: str) -> str:

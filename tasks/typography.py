@@ -1,0 +1,237 @@
+"""Typography: words of many scripts, drawn while the run goes on.
+
+  task                    picture    strings
+  typography_words        64 x 256   one or two words in each of 26 scripts
+  typography_words_tiny   16 x 48    short random strings of few letters
+
+Nothing is downloaded and nothing is stored: example `index` of a split is a
+pure function of (task, split, seed, index). Shuffling a supply that is random
+already means another seed, so no buffer of pictures waits in memory or in a
+checkpoint.
+
+Scripts that no font of this machine covers are left out from the start, with
+one warning that names them. A string that cannot be drawn for another reason (a
+rare character) gives its place to the next one that can, and is counted in the
+ledger "<task>/<script>" (data/rejections.py), as the drawn ones are.
+"""
+
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from byt5_diffusion import feature_converters
+from byt5_diffusion.data import fonts, rejections, text, typography, words
+
+_log = logging.getLogger(__name__)
+
+# Strings tried for one example before the run is stopped.
+_MAX_TRIES = 50
+
+OUTPUT_FEATURES = {
+  "image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3),
+  "text_tokens": seqio.Feature(
+    vocabulary=seqio.ByteVocabulary(), add_eos=True, dtype=tf.int32
+  ),
+  "example_id": seqio.ContinuousFeature(dtype=tf.uint32, rank=1),
+}
+
+
+class IndexSource(seqio.DataSource):
+  """Numbers 0..n-1 with their split and seed; what they stand for is drawn."""
+
+  def __init__(self, num_examples: Mapping[str, int]):
+    super().__init__(
+      splits=num_examples,
+      num_input_examples=num_examples,
+      performs_internal_shuffling=True,
+    )
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return True
+
+  def list_shards(self, split: str) -> list[str]:
+    return [split]
+
+  def get_dataset(
+    self,
+    split: str = "train",
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    **unused: Any,
+  ) -> tf.data.Dataset:
+    del unused
+    ds = tf.data.Dataset.range(self.num_input_examples(split))
+    if shard_info:
+      ds = ds.shard(shard_info.num_shards, shard_info.index)
+    seed = 0 if seed is None or not shuffle else seed
+    return ds.map(
+      lambda index: {
+        "split": tf.constant(split),
+        "seed": tf.cast(seed, tf.int64),
+        "index": index,
+      }
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Painter:
+  """Makes the task's features of (split, seed, index)."""
+
+  name: str
+  source: words.Source
+  renderer: typography.Renderer
+
+  def drawable_source(self) -> words.Source:
+    """The source without the scripts that this machine has no font for."""
+    wanted = set(self.source.scripts)
+    free = wanted & {words.COMMON, words.UNKNOWN}
+    drawable = fonts.available_scripts(sorted(wanted - free))
+    missing = sorted(wanted - free - set(drawable))
+    if not missing:
+      return self.source
+    if not drawable and not free:
+      fonts.fonts_for(missing[0])  # Raises, and says what to install.
+    _log.warning(
+      "%s goes without %s: no font here covers them. Run `python "
+      "tools/fetch_fonts.py` (needs no root) to have them.",
+      self.name,
+      " ".join(missing),
+    )
+    return self.source.only({*drawable, *free})
+
+  def paint(
+    self,
+    source: words.Source,
+    split: str,
+    seed: int,
+    index: int,
+    max_length: int | None,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """image uint8 [H, W, 3], text_tokens int32 [<= L], example_id uint32 [2].
+
+    Raises:
+      ValueError: no string that can be drawn was found.
+    """
+    rng = words.generator("picture", self.name, split, seed, index)
+    strings = words.strings_at(source, split, seed, index)
+    for sample in itertools.islice(strings, _MAX_TRIES):
+      ledger = rejections.ledger(f"{self.name}/{sample.script}", max_share=1.0)
+      tokens = text.encode(sample.text, 1 + len(sample.text.encode("utf-8")))
+      try:
+        if max_length is not None and len(tokens) > max_length:
+          # Cut off, the caption would not say what the picture shows.
+          raise typography.CannotDraw(f"caption longer than {max_length} bytes")
+        image = self.renderer.render(sample.text, sample.script, rng)
+      except typography.CannotDraw as error:
+        ledger.reject(sample.text, type(error).__name__)
+        reason = str(error)
+        continue
+      ledger.accept()
+      key = f"{self.name}/{split}/{seed}/{index}/{sample.text}"
+      return image, tokens, feature_converters.example_id(key)
+    raise ValueError(
+      f"{self.name}: {_MAX_TRIES} strings in a row cannot be drawn; the last "
+      f"one: {reason}"
+    )
+
+
+def _draw(
+  ds: tf.data.Dataset,
+  sequence_length: Mapping[str, int] | None = None,
+  *,
+  painter: Painter,
+) -> tf.data.Dataset:
+  """Preprocessor: {split, seed, index} -> the task's features."""
+  lengths = sequence_length or {}
+  height, width = painter.renderer.height, painter.renderer.width
+  if lengths.get("image", height) != height:
+    raise ValueError(
+      f"{painter.name} draws {height} x {width} pixels, but "
+      f"TASK_FEATURE_LENGTHS says image = {lengths['image']}."
+    )
+  source = painter.drawable_source()
+  max_length = lengths.get("text_tokens")
+
+  def paint(split: bytes, seed: int, index: int) -> tuple[np.ndarray, ...]:
+    return painter.paint(
+      source, split.decode(), int(seed), int(index), max_length
+    )
+
+  def features(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    # A pure function: unlike a stateful one, a checkpoint of the iterator may
+    # hold it.
+    image, tokens, example_id = tf.numpy_function(
+      paint,
+      [example["split"], example["seed"], example["index"]],
+      [tf.uint8, tf.int32, tf.uint32],
+      stateful=False,
+    )
+    return {
+      "image": tf.ensure_shape(image, [height, width, 3]),
+      "text_tokens": tf.ensure_shape(tokens, [None]),
+      "example_id": tf.ensure_shape(example_id, [2]),
+    }
+
+  return ds.map(features, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def add_typography_task(
+  name: str,
+  *,
+  source: words.Source,
+  height: int,
+  width: int,
+  num_train: int = 1_000_000,
+  num_validation: int = 1_000,
+  **renderer_options: Any,
+) -> None:
+  """Registers a SeqIO task that draws the source's strings.
+
+  Args:
+    name: of the task; part of its examples' ids.
+    source: words.Words, Glyphs or TextFile.
+    height, width: of the pictures; height is the feature length of "image".
+    num_train, num_validation: examples until the same ones come again.
+    **renderer_options: of typography.Renderer.
+  """
+  renderer = typography.Renderer(height=height, width=width, **renderer_options)
+  painter = Painter(name=name, source=source, renderer=renderer)
+  preprocessor: Callable[..., tf.data.Dataset] = functools.partial(
+    _draw, painter=painter
+  )
+  seqio.TaskRegistry.add(
+    name,
+    source=IndexSource({"train": num_train, "validation": num_validation}),
+    preprocessors=[preprocessor],
+    output_features=OUTPUT_FEATURES,
+    # The source's own kind of shuffling is enough; see the top of the file.
+    shuffle_buffer_size=None,
+  )
+
+
+add_typography_task(
+  "typography_words",
+  source=words.Words(max_words=2),
+  height=64,
+  width=256,
+)
+add_typography_task(
+  "typography_words_tiny",
+  source=words.Glyphs(
+    only_scripts=["Arab", "Cyrl", "Deva", "Grek", "Kore", "Latn"],
+    alphabet_size=6,
+    min_length=1,
+    max_length=3,
+  ),
+  height=16,
+  width=48,
+)
