@@ -1,0 +1,57 @@
+# One command each; the first one sets everything up in $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_DIR ?= demo
+DEMO_FLAGS ?=
+EXTRAS ?= data,typography,dev
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help setup fonts demo test test-all lint wheel bench
+
+help:
+	@echo "make demo      train, resume, sample and report on this machine"
+	@echo "make test      the fast tests"
+	@echo "make test-all  and the slow ones: peers, kills, wheels"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     the benchmarks of docs/benchmarks.md"
+
+# Debian's bare python3 has no ensurepip: virtualenv stands in for venv there.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
+	  rm -rf $(VENV).bootstrap && \
+	  $(PYTHON) -m pip install -q --target $(VENV).bootstrap virtualenv && \
+	  PYTHONPATH=$(VENV).bootstrap $(PYTHON) -m virtualenv -q --clear $(VENV); }
+
+$(VENV)/.installed: $(BIN)/python setup.py pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (once; a few minutes) ..."
+	$(PIP) install -q --progress-bar on -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+setup: $(VENV)/.installed
+
+# Fonts for many scripts, unpacked in the user's cache: nothing is installed
+# in the system, and the demo goes on without what it cannot get.
+fonts: setup
+	-$(BIN)/python tools/fetch_fonts.py
+
+demo: setup fonts
+	$(BIN)/python -m byt5_diffusion.demo --output_dir $(DEMO_DIR) $(DEMO_FLAGS)
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-all: setup
+	$(PIP) install -q -c constraints.txt -e ".[$(EXTRAS),parity]"
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: setup
+	$(PIP) wheel -q --no-deps -w dist .
+
+bench: setup
+	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done

@@ -1,0 +1,248 @@
+"""Captions to images: a trained run's folder is all that is needed.
+
+`Generator.from_model_dir(folder).generate(texts)` is the library's door,
+`infer` the program that draws a data set's captions. Neither imports
+TensorFlow. An image depends on its caption, seed and sampler alone: not on the
+batch, its size, or the order of the captions.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from PIL import Image
+
+from byt5_diffusion import (
+  checkpoints,
+  config,
+  models,
+  telemetry,
+  variables,
+)
+from byt5_diffusion import partitioning as partitioning_lib
+from byt5_diffusion.data import text
+
+PyTree = Any
+
+
+def image_rngs(seed: int, texts: Sequence[str]) -> jax.Array:
+  """One key per image, from the seed, the caption and its repeat, [N]."""
+  seen: dict[str, int] = {}
+  words = np.zeros((len(texts), 2), np.uint32)
+  for i, caption in enumerate(texts):
+    repeat = seen.get(caption, 0)
+    seen[caption] = repeat + 1
+    digest = hashlib.blake2b(
+      f"{repeat}:{caption}".encode("utf-8", "surrogatepass"), digest_size=8
+    )
+    words[i] = np.frombuffer(digest.digest(), "<u4")
+  return models.per_example_rngs(jax.random.key(seed), jnp.asarray(words))
+
+
+def make_sampler(model: Any) -> Callable[..., jax.Array]:
+  """A jitted draw(params, frozen, text_tokens, rngs) -> images [B, H, W, 3].
+
+  guidance_scale and num_steps are static keywords: one compilation each.
+  """
+
+  @functools.partial(jax.jit, static_argnames=("guidance_scale", "num_steps"))
+  def draw(
+    params: PyTree,
+    frozen: PyTree,
+    text_tokens: jax.Array,
+    rngs: jax.Array,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+  ) -> jax.Array:
+    return model.sample(
+      params,
+      text_tokens,
+      rngs,
+      flax_mutables=frozen,
+      guidance_scale=guidance_scale,
+      num_steps=num_steps,
+    )
+
+  return draw
+
+
+def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
+  """[-1, 1] to 0..255, rounded."""
+  scaled = np.clip((np.asarray(images, np.float32) + 1) * 127.5, 0, 255)
+  return np.rint(scaled).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generator:
+  """A model with its weights, ready to draw.
+
+  Attributes:
+    model: meets models.Model.
+    params: trained (by default averaged) parameters.
+    frozen: the frozen networks, or None.
+    step: training step of the weights.
+    batch_size: images drawn at a time; shapes are compiled once for it.
+  """
+
+  model: Any
+  params: PyTree
+  frozen: PyTree = None
+  step: int = 0
+  batch_size: int = 8
+
+  @classmethod
+  def from_model_dir(
+    cls,
+    model_dir: str,
+    *,
+    step: int | None = None,
+    use_ema: bool = True,
+    trust_config: bool = False,
+    batch_size: int = 8,
+  ) -> "Generator":
+    """Reads model.gin and a checkpoint of a run; runs no code of the folder.
+
+    Args:
+      model_dir: a run's MODEL_DIR.
+      step: checkpoint; None is the last committed one.
+      use_ema: the averaged parameters, where the run kept them.
+      trust_config: allow model.gin to name code outside this package.
+      batch_size: images per call of the network.
+
+    Raises:
+      config.ConfigError: model.gin is missing, broken or not allowed.
+      checkpoints.CheckpointError: no readable checkpoint.
+    """
+    telemetry.enable_compilation_cache()
+    model = config.load_model_gin(
+      pathlib.Path(model_dir) / "model.gin", trust_config=trust_config
+    )
+    restored = checkpoints.restore_params(model_dir, step, ema=use_ema)
+    return cls(
+      model=model,
+      params=restored.params,
+      frozen=variables.restore_frozen(model, restored.extra, model_dir),
+      step=restored.step,
+      batch_size=batch_size,
+    )
+
+  @functools.cached_property
+  def _draw(self) -> Callable[..., jax.Array]:
+    return make_sampler(self.model)
+
+  def generate(
+    self,
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Draws one image per text: uint8 [N, H, W, 3].
+
+    A text that is repeated is drawn differently each time; the same text and
+    seed give the same image in any batch.
+    """
+    if not texts:
+      raise ValueError("generate() needs at least one text.")
+    rngs = image_rngs(seed, texts)
+    tokens = text.encode_batch(texts, self.model.max_text_length)
+    images = []
+    starts = range(0, len(texts), self.batch_size)
+    for start in tqdm.tqdm(starts, "drawing", disable=not progress):
+      rows = np.arange(start, start + self.batch_size) % len(texts)
+      batch = self._draw(
+        self.params,
+        self.frozen,
+        jnp.asarray(tokens[rows]),
+        rngs[rows],
+        guidance_scale=guidance_scale,
+        num_steps=num_steps,
+      )
+      images.append(to_uint8(batch))
+    return np.concatenate(images)[: len(texts)]
+
+
+def infer(
+  *,
+  model: Any,
+  infer_data: Callable[..., Any],
+  checkpoint_path: str,
+  output_dir: str,
+  batch_size: int,
+  partitioning: partitioning_lib.Partitioning,
+  num_examples: int | None = None,
+  step: int | None = None,
+  use_ema: bool = True,
+  seed: int = 0,
+) -> pathlib.Path:
+  """Draws a data set's captions; writes PNGs and predictions.jsonl.
+
+  Args:
+    model: meets models.Model.
+    infer_data: as trainer.train's train_data; finite.
+    checkpoint_path: a run's MODEL_DIR.
+    output_dir: gets <index>.png, <index>.target.png and predictions.jsonl.
+    batch_size: images at a time.
+    partitioning: mesh and rules.
+    num_examples: None draws the whole split.
+    step: None is the last committed one.
+    use_ema: sample with the averaged parameters.
+    seed: of the noise.
+
+  Returns:
+    The path of predictions.jsonl, one object per example.
+  """
+  telemetry.enable_compilation_cache()
+  restored = checkpoints.restore_params(checkpoint_path, step, ema=use_ema)
+  generator = Generator(
+    model=model,
+    params=restored.params,
+    frozen=variables.restore_frozen(model, restored.extra, checkpoint_path),
+    step=restored.step,
+    batch_size=batch_size,
+  )
+  index, count = partitioning.host_layout()
+  data = infer_data(batch_size=batch_size, host_index=index, host_count=count)
+  directory = pathlib.Path(output_dir).absolute()
+  directory.mkdir(parents=True, exist_ok=True)
+  partial = directory / "predictions.jsonl.partial"
+  drawn = 0
+  with (
+    partial.open("w", encoding="utf-8") as out,
+    tqdm.tqdm(total=num_examples, desc="drawing", unit="image") as bar,
+  ):
+    for batch in data:
+      texts = [text.decode(row) for row in batch["text_tokens"]]
+      images = generator.generate(texts, seed=seed)
+      for caption, image, target in zip(
+        texts, images, to_uint8(batch["images"]), strict=True
+      ):
+        if num_examples is not None and drawn >= num_examples:
+          break
+        name = f"{drawn:06d}"
+        Image.fromarray(image).save(directory / f"{name}.png")
+        Image.fromarray(target).save(directory / f"{name}.target.png")
+        record = {
+          "image": f"{name}.png",
+          "target": f"{name}.target.png",
+          "text": caption,
+          "step": restored.step,
+        }
+        out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        drawn += 1
+        bar.update()
+      if num_examples is not None and drawn >= num_examples:
+        break
+  if not drawn:
+    raise ValueError("the data give no full batch: nothing was drawn.")
+  return partial.replace(directory / "predictions.jsonl")

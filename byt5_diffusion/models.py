@@ -1,0 +1,484 @@
+"""The model contract, and the models that meet it.
+
+A model joins networks, codec, schedule and sampler into the few functions that
+a trainer, an evaluation or a server calls. The contract is T5X's, met by duck
+typing (T5X is never imported), plus `encode_text`, `denoise_fn`, `decode` and
+`sample`: no program knows more of a model than `Model` below says.
+
+Notation: B batch, H W pixels, h w c latents, L text bytes, D embedding width.
+
+What travels where:
+  params   {"text_encoder"?, "unet"}: float32, trained, averaged.
+  frozen   {"text_encoder"?, "codec"?}: any dtype, never differentiated. It is
+           the fourth positional argument of `loss_fn` and arrives under T5X as
+           `flax_mutables`; its logical axes are the collection `frozen_axes`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from flax import linen as nn
+
+from byt5_diffusion import diffusion, guidance, losses, samplers
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+PyTree = Any
+
+EOS_ID = 1  # ByT5's end of sequence; ids are byte + 3.
+# Training's timesteps, text dropout and noise come from three independent keys
+# per example; evaluation replaces the timesteps by this fixed grid.
+EVAL_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class Conditioning(NamedTuple):
+  """What the UNet is told: text_embeddings [B, L, D], text_mask [B, L] bool."""
+
+  text_embeddings: Array
+  text_mask: Array
+
+
+class Model(Protocol):
+  """All that trainer, evaluation, inference and T5X ask of a model."""
+
+  FEATURE_CONVERTER_CLS: Any
+  optimizer_def: Any
+  loss_normalizing_factor: float
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, PyTree]:
+    """Returns params, params_axes and, with frozen networks, frozen(_axes)."""
+
+  def loss_fn(
+    self,
+    params: PyTree,
+    batch: Batch,
+    dropout_rng: Array | None,
+    flax_mutables: PyTree | None = None,
+  ) -> tuple[Array, Any]:
+    """Returns sum of per-example losses / LOSS_NORMALIZING_FACTOR, metrics."""
+
+  def eval_fn(
+    self, params: PyTree, batch: Batch, flax_mutables: PyTree | None = None
+  ) -> tuple[Array, dict[str, Any]]:
+    """As loss_fn, without randomness: comparable between runs."""
+
+  def sample(
+    self,
+    params: PyTree,
+    text_tokens: Array,
+    rngs: Array,
+    *,
+    flax_mutables: PyTree | None = None,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+  ) -> Array:
+    """Draws images [B, H, W, 3] in [-1, 1], one key per image."""
+
+
+def null_tokens(text_tokens: Array) -> Array:
+  """The empty caption, [eos] then padding, in the shape of text_tokens."""
+  return jnp.zeros_like(text_tokens).at[..., 0].set(EOS_ID)
+
+
+def per_example_rngs(rng: Array, example_id: Array) -> Array:
+  """One key per row: rng folded with both words of example_id [B, 2].
+
+  The draw belongs to the example and not to its row, so neither the split into
+  micro-batches nor the number of devices changes the loss.
+  """
+
+  def fold(words: Array) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(rng, words[0]), words[1])
+
+  return jax.vmap(fold)(example_id)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextToImageModel:
+  """A text encoder, a UNet and a codec, trained to denoise.
+
+  Attributes:
+    text_encoder: module(text_tokens [B, L]) -> text_embeddings [B, L, D].
+    unet: module(noisy_latents, time, text_embeddings, text_mask) -> prediction.
+    codec: `encode`/`decode` between images and latents.
+    schedule: timesteps in [0, 1] to log_snr and back.
+    image_size: (H, W) in pixels of what `sample` draws.
+    max_text_length: bytes of a caption, end of sequence included.
+    loss_normalizing_factor: GLOBAL number of examples per optimizer step.
+    prediction_type: what the UNet outputs; one of diffusion.PREDICTION_TYPES.
+    loss_weight: weight(log_snr, prediction_type) [B].
+    condition_dropout_rate: share of captions replaced by the null condition.
+    freeze_text_encoder: its weights live in `frozen` instead of `params`.
+    sampler, num_sampling_steps, step_spacing, guidance_scale: the defaults of
+      `sample`; guidance_scale 1 is off.
+    denoise_decorator: wraps the guided denoise_fn, e.g.
+      guidance.static_thresholding() where latents are pixels.
+    time_scale, time_offset: the UNet sees time_scale * timestep + time_offset
+      (1000 and -1 for networks trained on DDPM's integer steps).
+    optimizer_def, feature_converter_cls, input_vocabulary, output_vocabulary:
+      injected for the trainers; a model reads none of them.
+  """
+
+  text_encoder: nn.Module
+  unet: nn.Module
+  codec: Any
+  schedule: diffusion.Schedule
+  image_size: tuple[int, int]
+  max_text_length: int
+  loss_normalizing_factor: float
+  prediction_type: str = "v"
+  loss_weight: Callable[[Array, str], Array] = dataclasses.field(
+    default_factory=diffusion.uniform_weight
+  )
+  condition_dropout_rate: float = 0.1
+  freeze_text_encoder: bool = False
+  sampler: samplers.Sampler = dataclasses.field(default_factory=samplers.ddim)
+  num_sampling_steps: int = 50
+  step_spacing: str = "uniform"
+  guidance_scale: float = 1.0
+  denoise_decorator: Callable[..., Any] | None = None
+  time_scale: float = 1000.0
+  time_offset: float = 0.0
+  optimizer_def: Any = None
+  feature_converter_cls: Any = None
+  input_vocabulary: Any = None
+  output_vocabulary: Any = None
+
+  def __post_init__(self) -> None:
+    if self.prediction_type not in diffusion.PREDICTION_TYPES:
+      raise ValueError(
+        f"prediction_type={self.prediction_type!r} is not one of "
+        f"{', '.join(diffusion.PREDICTION_TYPES)}."
+      )
+    if not 0 <= self.condition_dropout_rate <= 1:
+      raise ValueError(f"{self.condition_dropout_rate=} is not in [0, 1].")
+    if self.loss_normalizing_factor <= 0:
+      raise ValueError(f"{self.loss_normalizing_factor=} must be positive.")
+
+  @property
+  def FEATURE_CONVERTER_CLS(self) -> Any:
+    return self.feature_converter_cls
+
+  # --- Variables -----------------------------------------------------------
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    input_types: Mapping[str, Any] | None = None,
+  ) -> dict[str, PyTree]:
+    """Initial params and their logical axes; frozen networks apart."""
+    del input_types
+    text_rng, unet_rng = jax.random.split(rng)
+    images = jnp.zeros(input_shapes["images"], jnp.float32)
+    text_tokens = jnp.ones(input_shapes["text_tokens"], jnp.int32)
+    latents = jax.eval_shape(lambda x: self.codec.encode(None, x, rng), images)
+    text = self.text_encoder.init(text_rng, text_tokens)
+    embeddings = jax.eval_shape(
+      lambda p: self.text_encoder.apply({"params": p}, text_tokens),
+      text["params"],
+    )
+    unet = self.unet.init(
+      unet_rng,
+      jnp.zeros(latents.shape, latents.dtype),
+      jnp.zeros(latents.shape[:1], jnp.float32),
+      jnp.zeros(embeddings.shape, embeddings.dtype),
+      jnp.ones(text_tokens.shape, bool),
+    )
+    home = "frozen" if self.freeze_text_encoder else "params"
+    variables: dict[str, PyTree] = {
+      "params": {"unet": unet["params"]},
+      "params_axes": {"unet": unet["params_axes"]},
+    }
+    variables.setdefault(home, {})["text_encoder"] = text["params"]
+    variables.setdefault(f"{home}_axes", {})["text_encoder"] = text[
+      "params_axes"
+    ]
+    return variables
+
+  # --- The way of an example: text -> embeddings -> denoiser -> images -------
+
+  def encode_text(
+    self,
+    params: PyTree,
+    text_tokens: Array,
+    flax_mutables: PyTree | None = None,
+    *,
+    enable_dropout: bool = False,
+    dropout_rng: Array | None = None,
+  ) -> Conditioning:
+    """Bytes [B, L] to conditioning; a frozen encoder gets no gradient."""
+    if self.freeze_text_encoder:
+      if flax_mutables is None:
+        raise ValueError(
+          "freeze_text_encoder=True, but no frozen weights were passed: give "
+          "flax_mutables={'frozen': {'text_encoder': ...}}."
+        )
+      weights = flax_mutables["frozen"]["text_encoder"]
+      enable_dropout = False
+    else:
+      weights = params["text_encoder"]
+    embeddings: Any = self.text_encoder.apply(
+      {"params": weights},
+      text_tokens,
+      enable_dropout=enable_dropout,
+      rngs=_dropout_rngs(enable_dropout, dropout_rng),
+    )
+    if self.freeze_text_encoder:
+      embeddings = jax.lax.stop_gradient(embeddings)
+    return Conditioning(embeddings, text_tokens > 0)
+
+  def predict(
+    self,
+    params: PyTree,
+    noisy_latents: Array,
+    log_snr: Array,
+    conditioning: Conditioning,
+    *,
+    enable_dropout: bool = False,
+    dropout_rng: Array | None = None,
+  ) -> Array:
+    """The UNet's raw output, of `prediction_type`, in float32."""
+    timesteps = self.schedule.timesteps(log_snr)
+    prediction: Any = self.unet.apply(
+      {"params": params["unet"]},
+      noisy_latents,
+      self.time_scale * timesteps + self.time_offset,
+      conditioning.text_embeddings,
+      conditioning.text_mask,
+      enable_dropout=enable_dropout,
+      rngs=_dropout_rngs(enable_dropout, dropout_rng),
+    )
+    return prediction.astype(jnp.float32)
+
+  def denoise_fn(
+    self, params: PyTree, conditioning: Conditioning
+  ) -> samplers.DenoiseFn:
+    """The seam that samplers know: (noisy_latents, log_snr) -> Denoised."""
+
+    def denoise(noisy_latents: Array, log_snr: Array) -> samplers.Denoised:
+      prediction = self.predict(params, noisy_latents, log_snr, conditioning)
+      x0 = diffusion.to_x0(
+        prediction, noisy_latents, log_snr, self.prediction_type
+      )
+      return samplers.Denoised(x0)
+
+    return denoise
+
+  def decode(
+    self, latents: Array, flax_mutables: PyTree | None = None
+  ) -> Array:
+    """Latents to images [B, H, W, 3], clipped to [-1, 1]."""
+    weights = (flax_mutables or {}).get("frozen", {}).get("codec")
+    return jnp.clip(self.codec.decode(weights, latents), -1.0, 1.0)
+
+  def sample(
+    self,
+    params: PyTree,
+    text_tokens: Array,
+    rngs: Array,
+    *,
+    flax_mutables: PyTree | None = None,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+  ) -> Array:
+    """Draws images [B, H, W, 3] in [-1, 1] for text_tokens [B, L].
+
+    Each image depends on its own caption and key alone, not on its batch.
+    """
+    guidance_scale = (
+      self.guidance_scale if guidance_scale is None else guidance_scale
+    )
+    num_steps = self.num_sampling_steps if num_steps is None else num_steps
+    conditioning = self.encode_text(params, text_tokens, flax_mutables)
+    if guidance_scale == 1:
+      denoise = self.denoise_fn(params, conditioning)
+    else:
+      null = self.encode_text(params, null_tokens(text_tokens), flax_mutables)
+      both = jax.tree.map(
+        lambda x, y: jnp.concatenate([x, y]), conditioning, null
+      )
+      denoise = guidance.guide_batched(
+        self.denoise_fn(params, both), guidance_scale
+      )
+    if self.denoise_decorator is not None:
+      denoise = self.denoise_decorator(denoise)
+    noise_rngs, step_rngs = jnp.moveaxis(
+      jax.vmap(lambda key: jax.random.split(key))(rngs), 1, 0
+    )
+    factor = self.codec.downsampling
+    shape = tuple(side // factor for side in self.image_size)
+    shape = (*shape, self.codec.latent_channels)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_rngs)
+    log_snrs = samplers.log_snr_steps(
+      self.schedule, num_steps, spacing=self.step_spacing
+    )
+    latents = samplers.sample(denoise, self.sampler, noise, log_snrs, step_rngs)
+    return self.decode(latents, flax_mutables)
+
+  # --- Losses ----------------------------------------------------------------
+
+  def _per_example_loss(
+    self,
+    params: PyTree,
+    latents: Array,
+    noise: Array,
+    timesteps: Array,
+    conditioning: Conditioning,
+    **dropout: Any,
+  ) -> Array:
+    """weight(log_snr) * mean (prediction - target)^2, [B]."""
+    log_snr = self.schedule.log_snr(timesteps)
+    noisy_latents = diffusion.add_noise(latents, noise, log_snr)
+    prediction = self.predict(
+      params, noisy_latents, log_snr, conditioning, **dropout
+    )
+    target = diffusion.make_target(
+      latents, noise, log_snr, self.prediction_type
+    )
+    weight = self.loss_weight(log_snr, self.prediction_type)
+    return losses.denoising_loss(prediction, target, weight)
+
+  def _encode_images(
+    self, batch: Batch, rng: Array, flax_mutables: PyTree | None
+  ) -> Array:
+    weights = (flax_mutables or {}).get("frozen", {}).get("codec")
+    return self.codec.encode(weights, batch["images"], rng)
+
+  def loss_fn(
+    self,
+    params: PyTree,
+    batch: Batch,
+    dropout_rng: Array | None,
+    flax_mutables: PyTree | None = None,
+  ) -> tuple[Array, Any]:
+    """Sum over b of loss[b] / loss_normalizing_factor, and metrics.
+
+    Micro-batches' losses and gradients are to be SUMMED (T5X does): the factor
+    is the global number of examples of the whole optimizer step.
+    """
+    if dropout_rng is None:
+      loss, metrics = self.eval_fn(params, batch, flax_mutables)
+    else:
+      per_example = self._training_losses(
+        params, batch, dropout_rng, flax_mutables
+      )
+      loss = jnp.sum(per_example) / self.loss_normalizing_factor
+      metrics = {"loss": _average(per_example)}
+    if flax_mutables is None:
+      return loss, metrics
+    return loss, (metrics, flax_mutables)
+
+  def _training_losses(
+    self,
+    params: PyTree,
+    batch: Batch,
+    rng: Array,
+    flax_mutables: PyTree | None,
+  ) -> Array:
+    dropout_rng, codec_rng, rng = jax.random.split(rng, 3)
+    rngs = per_example_rngs(rng, batch["example_id"])
+    time_rngs, noise_rngs, drop_rngs = jnp.moveaxis(
+      jax.vmap(lambda key: jax.random.split(key, 3))(rngs), 1, 0
+    )
+    latents = self._encode_images(batch, codec_rng, flax_mutables)
+    timesteps = jax.vmap(jax.random.uniform)(time_rngs)
+    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(
+      noise_rngs
+    )
+    drop = jax.vmap(
+      lambda key: jax.random.bernoulli(key, self.condition_dropout_rate)
+    )(drop_rngs)
+    text_tokens = batch["text_tokens"]
+    text_tokens = jnp.where(
+      drop[:, None], null_tokens(text_tokens), text_tokens
+    )
+    dropout = {"enable_dropout": True, "dropout_rng": dropout_rng}
+    conditioning = self.encode_text(
+      params, text_tokens, flax_mutables, **dropout
+    )
+    return self._per_example_loss(
+      params, latents, noise, timesteps, conditioning, **dropout
+    )
+
+  def eval_losses(
+    self, params: PyTree, batch: Batch, flax_mutables: PyTree | None = None
+  ) -> Array:
+    """Losses [len(EVAL_TIMESTEPS), B] at fixed noise levels and fixed noise."""
+    rng = jax.random.key(0)
+    rngs = per_example_rngs(rng, batch["example_id"])
+    latents = self._encode_images(batch, rng, flax_mutables)
+    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(
+      rngs
+    )
+    conditioning = self.encode_text(params, batch["text_tokens"], flax_mutables)
+
+    def at(timestep: Array) -> Array:
+      timesteps = jnp.full(latents.shape[:1], timestep)
+      return self._per_example_loss(
+        params, latents, noise, timesteps, conditioning
+      )
+
+    return jax.lax.map(at, jnp.asarray(EVAL_TIMESTEPS, jnp.float32))
+
+  def eval_fn(
+    self, params: PyTree, batch: Batch, flax_mutables: PyTree | None = None
+  ) -> tuple[Array, dict[str, Any]]:
+    """Mean over the fixed noise levels; one metric per level besides."""
+    by_level = self.eval_losses(params, batch, flax_mutables)
+    metrics = {"loss": _average(by_level.mean(axis=0))}
+    for timestep, row in zip(EVAL_TIMESTEPS, by_level, strict=True):
+      metrics[f"loss/t={timestep:.1f}"] = _average(row)
+    loss = jnp.sum(by_level.mean(axis=0)) / self.loss_normalizing_factor
+    return loss, metrics
+
+  # --- T5X's inference -------------------------------------------------------
+
+  def predict_batch(
+    self,
+    params: PyTree,
+    batch: Batch,
+    rng: Array | None = None,
+    flax_mutables: PyTree | None = None,
+  ) -> Array:
+    """Images [B, H, W, 3] for the captions of a batch."""
+    rng = jax.random.key(0) if rng is None else rng
+    rngs = per_example_rngs(rng, batch["example_id"])
+    return self.sample(
+      params, batch["text_tokens"], rngs, flax_mutables=flax_mutables
+    )
+
+  def predict_batch_with_aux(
+    self,
+    params: PyTree,
+    batch: Batch,
+    rng: Array | None = None,
+    flax_mutables: PyTree | None = None,
+  ) -> tuple[Array, dict[str, Array]]:
+    """As predict_batch, with each example's denoising loss beside it."""
+    images = self.predict_batch(params, batch, rng, flax_mutables)
+    losses_ = self.eval_losses(params, batch, flax_mutables)
+    return images, {"loss": losses_.mean(axis=0)}
+
+  def score_batch(
+    self, params: PyTree, batch: Batch, flax_mutables: PyTree | None = None
+  ) -> Array:
+    """Minus the denoising loss at the fixed noise levels, [B]."""
+    return -self.eval_losses(params, batch, flax_mutables).mean(axis=0)
+
+
+def _dropout_rngs(enabled: bool, rng: Array | None) -> dict[str, Array] | None:
+  return {"dropout": rng} if enabled and rng is not None else None
+
+
+def _average(values: Array) -> clu_metrics.Average:
+  return clu_metrics.Average.from_model_output(values=values)

@@ -1,0 +1,395 @@
+"""Training: a pure step on one screen, and a straight line around it.
+
+`train_step` is the whole of what happens to a state: gradients summed over
+micro-batches, optimizer, average. `train` is read from top to bottom: state,
+data, compile, loop. It sees a model through its contract only.
+
+A step is defined by (step, seed, data position) and nothing else, so a run that
+was killed and resumed ends with the very bits of one that was not.
+"""
+
+import contextlib
+import functools
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from byt5_diffusion import (
+  checkpoints,
+  evaluation,
+  models,
+  telemetry,
+  train_state,
+  variables,
+)
+from byt5_diffusion import partitioning as partitioning_lib
+
+Array = jax.Array
+PyTree = Any
+TrainState = train_state.TrainState
+
+# Consecutive non-finite steps after which a run gives up.
+MAX_SKIPPED_STEPS = 10
+
+
+class NonFiniteError(FloatingPointError):
+  """Training has diverged."""
+
+
+# --- The step ---------------------------------------------------------------
+
+
+def sum_gradients(
+  model: models.Model,
+  params: PyTree,
+  frozen: PyTree,
+  batch: Mapping[str, Array],
+  rng: Array,
+  num_microbatches: int,
+) -> tuple[PyTree, PyTree]:
+  """Gradients summed over micro-batches, and merged metrics.
+
+  loss_fn divides by the GLOBAL number of examples, so the sum is the gradient
+  of the mean loss for any number of micro-batches (architecture.md, 6).
+  """
+
+  def loss_fn(params: PyTree, part: Mapping[str, Array]) -> tuple[Array, Any]:
+    if frozen is None:
+      return model.loss_fn(params, part, rng)
+    loss, (metrics, _) = model.loss_fn(params, part, rng, frozen)
+    return loss, metrics
+
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+  if num_microbatches == 1:
+    return grad_fn(params, batch)
+
+  def split(x: Array) -> Array:
+    # Rows i, i + n, i + 2n, ...: every device keeps its share of each part.
+    return jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0)
+
+  def add(total: PyTree, part: Mapping[str, Array]) -> tuple[PyTree, Any]:
+    gradients, metrics = grad_fn(params, part)
+    return jax.tree.map(jnp.add, total, gradients), metrics
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  gradients, metrics = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
+  return gradients, {name: x.reduce() for name, x in metrics.items()}
+
+
+def train_step(
+  state: TrainState,
+  frozen: PyTree,
+  batch: Mapping[str, Array],
+  rng: Array,
+  *,
+  model: models.Model,
+  learning_rate_fn: Callable[[Array], Array],
+  num_microbatches: int = 1,
+  ema_decay: float | None = None,
+) -> tuple[TrainState, PyTree]:
+  """One optimizer step: (state, batch) -> (state, metrics)."""
+  step_rng = jax.random.fold_in(rng, state.step)
+  gradients, metrics = sum_gradients(
+    model, state.params, frozen, batch, step_rng, num_microbatches
+  )
+  learning_rate = learning_rate_fn(state.step)
+  new_state = train_state.apply_gradients(
+    state, gradients, model.optimizer_def.tx, learning_rate, ema_decay or 0.0
+  )
+  scalars = {
+    "learning_rate": learning_rate,
+    "gradient_norm": optax.global_norm(gradients),
+    "skipped_steps": new_state.skipped_steps,
+  }
+  return new_state, {"metrics": metrics, "scalars": scalars}
+
+
+# --- The program --------------------------------------------------------------
+
+
+def train(
+  *,
+  model: models.Model,
+  train_data: Callable[..., Any],
+  learning_rate_fn: Callable[[Array], Array],
+  partitioning: partitioning_lib.Partitioning,
+  model_dir: str,
+  total_steps: int,
+  batch_size: int,
+  validation_data: Callable[..., Any] | None = None,
+  num_microbatches: int = 1,
+  ema_decay: float | None = 0.999,
+  checkpoint_period: int = 1000,
+  checkpoints_to_keep: int | None = 3,
+  log_period: int = 50,
+  eval_period: int = 1000,
+  eval_steps: int = 4,
+  sample_period: int = 1000,
+  sample_texts: Sequence[str] = (),
+  random_seed: int = 0,
+  frozen_checkpoint: str | None = None,
+) -> TrainState:
+  """Trains for total_steps, or goes on from model_dir's last checkpoint.
+
+  Args:
+    model: meets models.Model; carries its optimizer_def.
+    train_data: called with host_index, host_count and batch_size; gives
+      batches and their position (data.pipeline.Batches).
+    learning_rate_fn: step -> float32.
+    partitioning: mesh and rules of logical axes.
+    model_dir: checkpoints, logs and samples; may be relative.
+    total_steps: optimizer steps of the whole run, earlier ones included.
+    batch_size: GLOBAL examples per optimizer step, over all micro-batches.
+    validation_data: as train_data, finite and unshuffled; None: no validation.
+    num_microbatches: parts whose gradients are summed; divides batch_size.
+    ema_decay: of the averaged parameters that sampling uses; None: none.
+    checkpoint_period, log_period, eval_period, sample_period: steps.
+    checkpoints_to_keep: None keeps all.
+    eval_steps: batches of validation_data per validation.
+    sample_texts: captions drawn every sample_period steps.
+    random_seed: of initial values, noise and dropout.
+    frozen_checkpoint: tree of the frozen networks (checkpoints.save_tree);
+      None initialises them from random_seed, which only tests want.
+
+  Returns:
+    The last state.
+
+  Raises:
+    ValueError: sizes that do not divide, a checkpoint of another model.
+    NonFiniteError: MAX_SKIPPED_STEPS steps in a row were not finite.
+    SystemExit: 128 + the signal, after SIGTERM or Ctrl-C; the state is saved.
+  """
+  if total_steps < 1 or batch_size % num_microbatches:
+    raise ValueError(
+      f"{total_steps=} must be positive and {num_microbatches=} divide "
+      f"{batch_size=}."
+    )
+  if model.loss_normalizing_factor != batch_size:
+    raise ValueError(
+      f"loss_normalizing_factor = {model.loss_normalizing_factor} must be the "
+      f"global number of examples of a step, BATCH_SIZE = {batch_size}."
+    )
+  partitioning.check_batch_size(batch_size // num_microbatches)
+  telemetry.enable_compilation_cache()
+  directory = pathlib.Path(model_dir).absolute()
+  checkpointer = checkpoints.Checkpointer(
+    directory, period=checkpoint_period, keep=checkpoints_to_keep
+  )
+  directory.mkdir(parents=True, exist_ok=True)
+
+  # Data: one batch tells the shapes, then the pipeline is wound back.
+  host_index, host_count = partitioning.host_layout()
+  batches = train_data(
+    batch_size=batch_size, host_index=host_index, host_count=host_count
+  )
+  start = batches.get_state()
+  shapes = variables.global_shapes(next(batches), batch_size)
+  batches.set_state(start)
+  evaluation.check_batch(model, shapes)
+
+  # State: restored where there is something to restore.
+  init_rng, train_rng = jax.random.split(jax.random.key(random_seed))
+  frozen, frozen_record = variables.load_frozen(
+    model, shapes, init_rng, frozen_checkpoint, partitioning
+  )
+  extra = {
+    "batch_size": batch_size,
+    "frozen": frozen_record,
+    "random_seed": random_seed,
+  }
+  init, state_shapes = variables.make_init(
+    model, shapes, partitioning, ema_decay
+  )
+  first_step = checkpointer.latest_step() or 0
+  if first_step:
+    state, data_state, saved = checkpointer.restore(first_step, state_shapes)
+    _check_resumed(saved, extra, directory)
+    batches.set_state(data_state)
+  else:
+    state = init(init_rng)
+
+  # Side work: none of it touches the state.
+  writer = telemetry.make_writers(directory, first_step=first_step)
+  progress = telemetry.Progress(total_steps, batch_size, first_step)
+  validate = evaluation.make_validation(
+    model, validation_data, batch_size, eval_steps, partitioning
+  )
+  draw = evaluation.make_sample_grid(model, sample_texts, directory)
+  if first_step:
+    progress.say(f"going on from step {first_step} of {directory}")
+
+  progress.say(f"compiling for {partitioning.mesh.size} devices ...")
+  step_fn = compile_train_step(
+    functools.partial(
+      train_step,
+      model=model,
+      learning_rate_fn=learning_rate_fn,
+      num_microbatches=num_microbatches,
+      ema_decay=ema_decay,
+    ),
+    (state_shapes, frozen, shapes, train_rng),
+    partitioning,
+  )
+
+  def due(step: int, period: int) -> bool:
+    return step % period == 0 or step == total_steps
+
+  progress.start()
+  window = _Window()
+  with contextlib.closing(writer), StopSignals() as stop:
+    for step in range(first_step + 1, total_steps + 1):
+      with window.waiting():
+        batch = partitioning.shard_batch(next(batches))
+      state, output = step_fn(state, frozen, batch, train_rng)
+      window.add(output)
+
+      if due(step, log_period):
+        scalars = window.summary()
+        writer.write_scalars(step, _prefixed("train", scalars))
+        progress.update(step, scalars["loss"], scalars["data_wait"])
+        window = _Window()
+      if validate is not None and due(step, eval_period):
+        scalars = validate(state.eval_params, frozen)
+        writer.write_scalars(step, _prefixed("validation", scalars))
+        progress.say(f"step {step}: validation loss {scalars['loss']:.4f}")
+      if draw is not None and due(step, sample_period):
+        images = draw(state.eval_params, frozen, step)
+        writer.write_images(step, {"samples": images})
+      if due(step, checkpoint_period) or stop.requested:
+        checkpointer.save(step, state, batches.get_state(), extra)
+      if stop.requested:
+        break
+    checkpointer.close()
+    progress.close()
+  if stop.requested:
+    progress.say(f"stopped by a signal; step {step} is saved")
+    raise SystemExit(stop.exit_code)
+  return state
+
+
+# --- What train() is made of --------------------------------------------------
+
+
+def compile_train_step(
+  step: Callable[..., Any],
+  arguments: tuple[TrainState, PyTree, Mapping[str, Any], Array],
+  partitioning: partitioning_lib.Partitioning,
+) -> Callable[..., tuple[TrainState, PyTree]]:
+  """Compiles ahead of time; the old state's buffers become the new one's.
+
+  Args:
+    step: train_step with its keywords given.
+    arguments: shapes (state with shardings, frozen, batch) and the rng.
+    partitioning: lays out the batch.
+  """
+  state, frozen, shapes, rng = arguments
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=partitioning.batch_sharding(len(x.shape))
+    )
+    for name, x in shapes.items()
+  }
+  state_shardings = jax.tree.map(lambda x: x.sharding, state)
+  jitted = jax.jit(
+    step, donate_argnums=0, out_shardings=(state_shardings, None)
+  )
+  return jitted.lower(state, frozen, batch, rng).compile()
+
+
+class _Window:
+  """The steps since the last line of the log."""
+
+  def __init__(self) -> None:
+    self._outputs: list[PyTree] = []
+    self._waited = 0.0
+    self._start = time.monotonic()
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside as waiting for data."""
+    start = time.monotonic()
+    yield
+    self._waited += time.monotonic() - start
+
+  def add(self, output: PyTree) -> None:
+    # One step in flight hides the host's work; on CPU there is nothing to hide
+    # and several virtual devices would deadlock on few cores.
+    self._outputs.append(output)
+    behind = 1 if jax.default_backend() == "cpu" else 2
+    jax.block_until_ready(self._outputs[-behind:][0])
+
+  def summary(self) -> dict[str, float]:
+    """Metrics merged over the window.
+
+    Raises:
+      NonFiniteError: MAX_SKIPPED_STEPS steps in a row were not finite.
+    """
+    outputs = jax.device_get(self._outputs)
+    merged = functools.reduce(
+      lambda a, b: {name: a[name].merge(b[name]) for name in a},
+      [output["metrics"] for output in outputs],
+    )
+    scalars = {name: float(x.compute()) for name, x in merged.items()}
+    scalars |= {name: float(x) for name, x in outputs[-1]["scalars"].items()}
+    skipped = [int(x["scalars"]["skipped_steps"]) for x in outputs]
+    tail = skipped[-MAX_SKIPPED_STEPS - 1 :]
+    if len(tail) > MAX_SKIPPED_STEPS and tail[-1] - tail[0] == len(tail) - 1:
+      raise NonFiniteError(
+        f"{MAX_SKIPPED_STEPS} steps in a row had a gradient that is not finite."
+        " Lower the learning rate, or go back to an earlier checkpoint."
+      )
+    seconds = max(time.monotonic() - self._start, 1e-9)
+    return scalars | {"data_wait": self._waited / seconds}
+
+
+class StopSignals:
+  """SIGTERM and the first Ctrl-C: finish the step, save, then leave."""
+
+  def __init__(self) -> None:
+    self.requested = False
+    self.exit_code = 0
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> "StopSignals":
+    for number in (signal.SIGTERM, signal.SIGINT):
+      with contextlib.suppress(ValueError):  # not on the main thread
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def _handle(self, number: int, frame: Any) -> None:
+    del frame
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.requested, self.exit_code = True, 128 + number
+
+  def __exit__(self, *error: Any) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+
+def _prefixed(prefix: str, scalars: Mapping[str, float]) -> dict[str, float]:
+  return {f"{prefix}/{name}": value for name, value in scalars.items()}
+
+
+def _check_resumed(
+  saved: Mapping[str, Any], now: Mapping[str, Any], directory: pathlib.Path
+) -> None:
+  """Raises where going on would not continue the same run."""
+  for name in ("batch_size", "random_seed"):
+    if saved.get(name) != now[name]:
+      raise ValueError(
+        f"the run in {directory} has {name} = {saved.get(name)}, this command "
+        f"{now[name]}: use the run's value, or another MODEL_DIR."
+      )
+  before, after = saved.get("frozen"), now["frozen"]
+  if (before or {}).get("sha256") != (after or {}).get("sha256"):
+    raise ValueError(
+      f"the run in {directory} was trained with the frozen networks {before}, "
+      f"this command has {after}: give the same frozen_checkpoint."
+    )
