@@ -296,18 +296,24 @@ def _unpack(archive: pathlib.Path, target: pathlib.Path) -> int:
   """
   total = 0
   command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
-  with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-    with tarfile.open(fileobj=process.stdout, mode="r|") as members:
-      for member in members:
-        name = pathlib.PurePosixPath(member.name).name
-        wanted = name.lower().endswith((".ttf", ".otf", ".ttc", "copyright"))
-        source = members.extractfile(member) if member.isreg() else None
-        if wanted and source is not None:
-          with open(target / name, "wb") as file:
-            shutil.copyfileobj(source, file)
-          total += member.size
+  broken = FetchError(f"{archive.name} is not a whole Debian package.")
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+  ) as process:
+    try:
+      with tarfile.open(fileobj=process.stdout, mode="r|") as members:
+        for member in members:
+          name = pathlib.PurePosixPath(member.name).name
+          wanted = name.lower().endswith((".ttf", ".otf", ".ttc", "copyright"))
+          source = members.extractfile(member) if member.isreg() else None
+          if wanted and source is not None:
+            with open(target / name, "wb") as file:
+              shutil.copyfileobj(source, file)
+            total += member.size
+    except tarfile.TarError as error:
+      raise broken from error
   if process.returncode:
-    raise FetchError(f"{archive.name} is not a Debian package.")
+    raise broken
   return total
 
 
@@ -378,7 +384,10 @@ def _fetch_one(
     return f"{package}: {problem.splitlines()[-1] if problem else 'no file'}"
   unpacked = folder / package
   unpacked.mkdir()
-  size = _unpack(archives[0], unpacked)
+  try:
+    size = _unpack(archives[0], unpacked)
+  except FetchError as error:
+    return f"{package}: {error}"
   try:
     os.rename(unpacked, target / package)
   except OSError:
