@@ -1,7 +1,6 @@
 """The command `byt5-diffusion`: train, eval, prepare, generate."""
 
 import argparse
-import logging
 import os
 import pathlib
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import byt5_diffusion
-from byt5_diffusion import config, config_source
+from byt5_diffusion import config, config_program
 from byt5_diffusion import main as main_lib
 
 ConfigError = config.ConfigError
@@ -243,12 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if rest and not rest[0].startswith("-") and rest[0] not in known:
     parser.error(
       f"there is no command {rest[0]}."
-      f"{config_source.nearest(rest[0], known)}"
+      f"{config_program.nearest(rest[0], known)}"
       f" Commands: {', '.join(known)}."
     )
   flags = parser.parse_args(rest)
   flags.gin_bindings = bindings
-  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  main_lib.set_up_logging()
   return main_lib.guarded(flags.body, flags)
 
 

@@ -21,13 +21,14 @@ import gin
 import byt5_diffusion
 from byt5_diffusion import (
   config_checks,
+  config_program,
   config_source,
   config_text,
   model_gin,
 )
 
-ConfigError = config_source.ConfigError
-Program = config_source.Program
+ConfigError = config_program.ConfigError
+Program = config_program.Program
 
 CONFIG_FILE = "config.gin"
 MODEL_FILE = "model.gin"

@@ -15,14 +15,14 @@ from typing import Any
 
 from gin import config as gin_config
 
-from byt5_diffusion import config_source, config_types
+from byt5_diffusion import config_program, config_types
 
-Binding = config_source.Binding
-ConfigError = config_source.ConfigError
-Key = config_source.Key
-Macro = config_source.Macro
-Program = config_source.Program
-Reference = config_source.Reference
+Binding = config_program.Binding
+ConfigError = config_program.ConfigError
+Key = config_program.Key
+Macro = config_program.Macro
+Program = config_program.Program
+Reference = config_program.Reference
 
 PACKAGE = "byt5_diffusion"
 MAX_SHOWN = 10
@@ -38,7 +38,7 @@ def fail(problems: Sequence[str]) -> None:
 
 
 def is_required(value: Any) -> bool:
-  return isinstance(value, Macro) and value.name == config_source.REQUIRED
+  return isinstance(value, Macro) and value.name == config_program.REQUIRED
 
 
 class Checker:
@@ -73,7 +73,7 @@ class Checker:
     except ImportError as error:
       missing = error.name or ""
       if missing and (module + ".").startswith(missing + "."):
-        hint = config_source.nearest(module, _sibling_modules(module))
+        hint = config_program.nearest(module, _sibling_modules(module))
         return f"{where}: there is no module {module}.{hint}"
       return f"{where}: {module} cannot be imported: {error}"
     return ""
@@ -95,7 +95,7 @@ class Checker:
     path = module
     for name in target[len(module) + 1 :].split("."):
       if not hasattr(found, name):
-        hint = config_source.nearest(name, _public_callables(found))
+        hint = config_program.nearest(name, _public_callables(found))
         raise LookupError(f"{path} has no {name}.{hint}")
       found, path = getattr(found, name), f"{path}.{name}"
     if not callable(found):
@@ -112,7 +112,7 @@ class Checker:
       kinds = [parameter.kind for parameter in known.values()]
       if key.parameter in known or inspect.Parameter.VAR_KEYWORD in kinds:
         continue
-      hint = config_source.nearest(key.parameter, list(known))
+      hint = config_program.nearest(key.parameter, list(known))
       short = key.target.removeprefix(f"{PACKAGE}.")
       yield (
         f"{binding.where}: {short} has no parameter {key.parameter}."
@@ -122,12 +122,12 @@ class Checker:
   def _unknown_macros(self) -> Iterator[str]:
     known = self.program.macros()
     for binding in self.program.bindings.values():
-      for leaf in config_source.leaves(binding.value):
+      for leaf in config_program.leaves(binding.value):
         if not isinstance(leaf, Macro) or is_required(leaf):
           continue
         if leaf.name not in known:
           hint = self._provided(leaf.name)
-          hint = hint or config_source.nearest(leaf.name, known)
+          hint = hint or config_program.nearest(leaf.name, known)
           yield f"{binding.where}: %{leaf.name} is not defined anywhere.{hint}"
 
   def _provided(self, macro: str) -> str:
@@ -217,7 +217,7 @@ class Checker:
         for live in walk.live
         if bool(live.target) == bool(key.target)
       ]
-      hint = config_source.nearest(
+      hint = config_program.nearest(
         str(key) if key.target else key.parameter, candidates
       )
       problems.append(
@@ -291,7 +291,7 @@ class Walk:
   def _read_value(
     self, binding: Binding, scope: tuple[str, ...], reader: str
   ) -> None:
-    for leaf in config_source.leaves(binding.value):
+    for leaf in config_program.leaves(binding.value):
       if is_required(leaf):
         self.missing.append(
           f"{binding.where}: {reader} is not set. Set it in your gin file or"

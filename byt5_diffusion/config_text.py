@@ -8,11 +8,11 @@ import collections
 from collections.abc import Collection
 from typing import Any
 
-from byt5_diffusion import config_source
+from byt5_diffusion import config_program
 
-Macro = config_source.Macro
-Program = config_source.Program
-Reference = config_source.Reference
+Macro = config_program.Macro
+Program = config_program.Program
+Reference = config_program.Reference
 
 
 def to_text(program: Program, header: str = "") -> str:
@@ -118,7 +118,7 @@ def closure(
         part.bindings[key] = binding
         wanted += [
           x
-          for x in config_source.leaves(binding.value)
+          for x in config_program.leaves(binding.value)
           if isinstance(x, (Macro, Reference))
         ]
   used = {part.module_of(target) for target in part.targets()}

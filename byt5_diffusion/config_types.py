@@ -11,9 +11,9 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from byt5_diffusion import config_source
+from byt5_diffusion import config_program
 
-Reference = config_source.Reference
+Reference = config_program.Reference
 # Resolves a value's %macros to their values.
 Resolve = Callable[[Any], Any]
 Lookup = Callable[[str], Any]
@@ -62,7 +62,7 @@ def mismatch(value: Any, hint: Any, lookup: Lookup, resolve: Resolve) -> str:
     resolve: Macro -> its value; other values unchanged.
   """
   value = resolve(value)
-  if isinstance(value, config_source.Macro):  # unset: reported elsewhere
+  if isinstance(value, config_program.Macro):  # unset: reported elsewhere
     return ""
   hint = _unwrap(hint)
   if isinstance(value, Reference):

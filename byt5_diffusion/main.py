@@ -10,11 +10,12 @@ import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import gin
 
-from byt5_diffusion import config, config_source, config_text
+from byt5_diffusion import config, config_program, config_text
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -69,19 +70,21 @@ def gin_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 class Parser(argparse.ArgumentParser):
   """argparse that names the nearest option for an unknown one."""
 
-  def error(self, message: str) -> None:  # type: ignore[override]
+  def error(self, message: str) -> NoReturn:
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown != message:
       name = unknown.split()[0].partition("=")[0]
       known = [*self._option_string_actions, "--gin."]
-      message += "." + config_source.nearest(name, known)
+      message += "." + config_program.nearest(name, known)
     super().error(message)
 
 
-def guarded(function: object, *arguments: object, **keywords: object) -> int:
+def guarded(
+  function: Callable[..., None], *arguments: Any, **keywords: Any
+) -> int:
   """Calls; a user's error becomes one message and an exit code."""
   try:
-    function(*arguments, **keywords)  # type: ignore[operator]
+    function(*arguments, **keywords)
   except KeyboardInterrupt:
     print("Interrupted.", file=sys.stderr)
     return INTERRUPTED
@@ -91,6 +94,13 @@ def guarded(function: object, *arguments: object, **keywords: object) -> int:
     print(f"Error: {describe(error)}", file=sys.stderr)
     return USER_ERROR
   return 0
+
+
+def set_up_logging() -> None:
+  """This package's news on stderr; of the libraries only warnings."""
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  for library in ("absl", "jax", "orbax", "grain", "tensorflow"):
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help="check everything, print the whole configuration, run nothing",
   )
   flags = parser.parse_args(rest)
-  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  set_up_logging()
   return guarded(
     run,
     flags.run_mode,

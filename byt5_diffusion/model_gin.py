@@ -12,13 +12,18 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
-from byt5_diffusion import config_checks, config_source, config_text
+from byt5_diffusion import (
+  config_checks,
+  config_program,
+  config_source,
+  config_text,
+)
 
-ConfigError = config_source.ConfigError
-Key = config_source.Key
-Macro = config_source.Macro
-Program = config_source.Program
-Reference = config_source.Reference
+ConfigError = config_program.ConfigError
+Key = config_program.Key
+Macro = config_program.Macro
+Program = config_program.Program
+Reference = config_program.Reference
 
 MACRO = "MODEL"
 MAX_BYTES = 256 * 1024

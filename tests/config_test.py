@@ -8,7 +8,7 @@ import textwrap
 import gin
 import pytest
 
-from byt5_diffusion import config, config_source, config_text, model_gin
+from byt5_diffusion import config, config_program, config_text, model_gin
 
 TOY = """
 import dataclasses
@@ -616,5 +616,5 @@ def test_every_allowed_name_exists():
 
 
 def test_nearest_ignores_case_and_gives_up_on_strangers():
-  assert "TRAIN_STEPS" in config_source.nearest("train_stps", ["TRAIN_STEPS"])
-  assert config_source.nearest("zzz", ["TRAIN_STEPS"]) == ""
+  assert "TRAIN_STEPS" in config_program.nearest("train_stps", ["TRAIN_STEPS"])
+  assert config_program.nearest("zzz", ["TRAIN_STEPS"]) == ""

@@ -1,0 +1,347 @@
+"""The gin files: each is read, fits the code, and builds what it says."""
+
+import fnmatch
+import importlib
+import os
+import re
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from byt5_diffusion import (
+  config,
+  config_checks,
+  config_program,
+  config_source,
+  feature_converters,
+)
+from byt5_diffusion import partitioning as partitioning_lib
+
+ROOT = config.gin_root()
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.gin"))
+EXPERIMENTS = [name for name in FILES if name.startswith("experiments/")]
+PARTS = ("schedules", "optimizers", "partitioning", "data", "sizes")
+OTHERS = [name for name in FILES if name.partition("/")[0] in PARTS]
+OUTPUTS = [
+  f"{name}='/tmp/x'"
+  for name in ("MODEL_DIR", "EVAL_OUTPUT_DIR", "INFER_OUTPUT_DIR")
+]
+# Macros that a run leaves to the recipe or the command line.
+LEFT_OPEN = ("TRAIN_STEPS", "BATCH_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def clean_gin(monkeypatch):
+  monkeypatch.setattr(config, "_parsed", None)
+  yield
+  gin.clear_config()
+
+
+def text(name):
+  return (ROOT / name).read_text("utf-8")
+
+
+def alone(name):
+  """What one file says, what it includes left out."""
+  reader = config_source.Reader()
+  kept = re.sub(r"^include .*$", "", text(name), flags=re.MULTILINE)
+  reader.read_text(kept, name)
+  return reader.program
+
+
+def header(name):
+  """{"Provides": "...", ...} of a file's first comment."""
+  lines = []
+  for line in text(name).splitlines():
+    if not line.startswith("#"):
+      break
+    lines.append(line.lstrip("# "))
+  found = re.split(r"(Provides|Requires|Often overridden): ", " ".join(lines))
+  return dict(zip(found[1::2], found[2::2], strict=True))
+
+
+def used_macros(program):
+  return {
+    leaf.name
+    for binding in program.bindings.values()
+    for leaf in config_program.leaves(binding.value)
+    if isinstance(leaf, config_program.Macro)
+    and leaf.name != config_program.REQUIRED
+  }
+
+
+def build():
+  """%MODEL, as gin builds it."""
+  return gin.get_bindings("MODEL/gin.macro")["value"]
+
+
+def variables(model):
+  shapes = {
+    "images": (2, *model.image_size, 3),
+    "text_tokens": (2, model.max_text_length),
+  }
+  return jax.eval_shape(
+    lambda rng: model.get_initial_variables(rng, shapes), jax.random.key(0)
+  )
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  """Shapes and axes of experiments/tiny.gin's variables."""
+  config.parse(["experiments/tiny.gin"], OUTPUTS, run_mode="train")
+  shapes = variables(build())
+  gin.clear_config()
+  return shapes
+
+
+# --- the files ---------------------------------------------------------------
+
+
+def test_no_init_file_hides_gin_itself():
+  assert not list(ROOT.rglob("*.py"))
+  assert hasattr(gin, "parse_config")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_names_of_a_file_exist(name):
+  checker = config_checks.Checker(alone(name), ROOT)
+  assert not [p for p in map(checker._import, checker.program.imports) if p]
+  assert not list(checker._unknown_targets())
+  assert not list(checker._unknown_parameters())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_header_says_what_is_provided_and_required(name):
+  said = header(name)
+  assert set(said) == {"Provides", "Requires", "Often overridden"}
+  if name.startswith("experiments/"):
+    return
+  program = alone(name)
+  patterns = re.findall(r"[A-Z][A-Z0-9_*]+", said["Provides"])
+  required = re.findall(r"[A-Z][A-Z0-9_*]+", said["Requires"])
+  for macro in program.macros():
+    if name.startswith("runs/"):
+      continue
+    words = [*patterns, "IMAGE_HEIGHT"]
+    assert any(fnmatch.fnmatch(macro, p) for p in words), macro
+  for pattern in patterns:
+    assert fnmatch.filter(program.macros(), pattern), pattern
+  missing = used_macros(program) - set(program.macros())
+  if not name.startswith("runs/") or name == "runs/train.gin":
+    for macro in missing:
+      assert any(fnmatch.fnmatch(macro, p) for p in required), macro
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_macros_named_as_often_overridden_are_there(name):
+  program = config.read([name])
+  for macro in re.findall(
+    r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b", header(name)["Often overridden"]
+  ):
+    assert macro in program.macros() or macro in used_macros(program), macro
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("sizes/")])
+def test_sizes_are_integers_with_a_source(name):
+  assert "Source:" in text(name)
+  for binding in alone(name).bindings.values():
+    for leaf in config_program.leaves(binding.value):
+      assert type(leaf) is int
+
+
+@pytest.mark.parametrize(
+  "name", [n for n in FILES if n.startswith("partitioning/")]
+)
+def test_partitioning_is_lists_of_pairs(name):
+  program = alone(name)
+  assert sorted(program.macros()) == ["LOGICAL_AXIS_RULES", "NUM_PARTITIONS"]
+  assert not program.imports
+  names = [axis for axis, _ in program.macro("LOGICAL_AXIS_RULES")]
+  standard = [axis for axis, _ in partitioning_lib.STANDARD_LOGICAL_AXIS_RULES]
+  assert sorted(names) == sorted(standard)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("data/")])
+def test_lengths_are_those_of_the_features(name):
+  program = alone(name)
+  lengths = program.macro("TASK_FEATURE_LENGTHS")
+  feature_converters.check_lengths(lengths)
+  assert lengths["image"] == program.macro("IMAGE_SIZE")[0]
+  assert lengths["text_tokens"] == program.macro("MAX_TEXT_LENGTH")
+  limit = program.macro("MAX_TEXT_LENGTH") - 1
+  for caption in program.macro("SAMPLE_TEXTS"):
+    assert len(caption.encode()) <= limit
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("data/")])
+def test_tasks_are_registered_with_the_drawn_size(name):
+  seqio = pytest.importorskip("seqio")
+  pytest.importorskip("byt5_diffusion.tasks", reason="needs `pip install -e .`")
+  program = alone(name)
+  importlib.import_module(program.macro("MIXTURE_OR_TASK_MODULE"))
+  task = seqio.get_mixture_or_task(program.macro("MIXTURE_OR_TASK_NAME"))
+  assert set(task.output_features) == set(program.macro("TASK_FEATURE_LENGTHS"))
+
+
+def include_depth(name):
+  inner = re.findall(r'^include "(.*)"', text(name), flags=re.MULTILINE)
+  return max((1 + include_depth(file) for file in inner), default=0)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_includes_and_at_most_ten_overrides(name):
+  assert len(alone(name).bindings) <= 10
+  assert 1 <= include_depth(name) <= 2
+
+
+# --- what they build ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("run_mode", config.PROGRAMS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_one_recipe_serves_every_program(name, run_mode):
+  """Names, types, required and dead bindings are what `parse` checks."""
+  config.parse([name], OUTPUTS, run_mode=run_mode)
+  assert gin.config_is_locked()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_recipe_asks_for_its_folders_only(name):
+  for run_mode, macros in {
+    "train": ["MODEL_DIR"],
+    "eval": ["MODEL_DIR", "EVAL_OUTPUT_DIR"],
+    "infer": ["MODEL_DIR", "INFER_OUTPUT_DIR"],
+  }.items():
+    with pytest.raises(config.ConfigError) as error:
+      config.parse([name], run_mode=run_mode)
+    found = re.findall(r": (\w+) is not set", str(error.value))
+    assert sorted(found) == sorted(macros)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_builds_and_its_model_gin_builds_the_same(name, tmp_path):
+  config.parse([name], OUTPUTS, run_mode="train")
+  model = build()
+  theirs = variables(model)
+  leaves = jax.tree.leaves(theirs["params"])
+  assert leaves and all(leaf.dtype == np.float32 for leaf in leaves)
+  assert ("frozen" in theirs) == ("frozen" in name)
+  assert model.optimizer_def is not None
+  config.write_configs(tmp_path)
+  gin.clear_config()
+  ours = config.load_model_gin(tmp_path)
+  assert ours.optimizer_def is None and ours.feature_converter_cls is None
+  assert jax.tree.all(
+    jax.tree.map(lambda a, b: a.shape == b.shape, theirs, variables(ours))
+  )
+  kept = {"guidance_scale", "num_sampling_steps", "image_size"}
+  assert all(getattr(ours, x) == getattr(model, x) for x in kept)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_record_of_a_run_runs_again(name, tmp_path, monkeypatch):
+  program = config.parse([name], OUTPUTS, run_mode="train")
+  config.write_configs(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  again = config.parse(["config.gin"], run_mode="eval")
+  assert {k: b.value for k, b in again.bindings.items()} == {
+    k: b.value for k, b in program.bindings.items()
+  }
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_part_fits_the_tiny_experiment(name):
+  config.parse(["experiments/tiny.gin", name], OUTPUTS, run_mode="train")
+  model = build()
+  assert model.optimizer_def.tx.init
+  assert np.all(np.isfinite(model.schedule.log_snr(np.float32([0.1, 0.9]))))
+  learning_rate = gin.get_bindings("LEARNING_RATE_FN/gin.macro")["value"]
+  assert np.asarray(learning_rate(np.int32(1))) > 0
+  if name.startswith("sizes/"):
+    assert jax.tree.leaves(variables(model))
+
+
+@pytest.mark.parametrize(
+  ("name", "axis"),
+  [("data_parallel", None), ("fsdp", "data"), ("model_parallel", "model")],
+)
+def test_rules_know_every_axis_and_split_nearly_every_matrix(tiny, name, axis):
+  """By the rules alone, on a mesh that the machine need not have."""
+  rules = alone(f"partitioning/{name}.gin").macro("LOGICAL_AXIS_RULES")
+  axes = partitioning_lib.logical_axes(tiny["params_axes"])
+  layout = partitioning_lib.Partitioning(logical_axis_rules=rules)
+  layout.param_shardings(tiny["params"], axes)
+  names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+  split = [
+    axis in [dict(rules)[x] for x in parameter]
+    for parameter in names
+    if len(parameter) > 1
+  ]
+  assert np.mean(split) > 0.8
+
+
+def test_the_command_line_of_the_readme(tmp_path, monkeypatch):
+  """From any folder, with names as short as they are unambiguous."""
+  monkeypatch.chdir(tmp_path)
+  bindings = [
+    *OUTPUTS,
+    "trainer.train.total_steps=5",
+    "TRAIN_STEPS=7",
+    "adamw.weight_decay=0",
+    "TextToImageModel.guidance_scale=2.0",
+    "validation/open_data.split='test'",
+    "LOSS_WEIGHT=@diffusion.p2_weight()",
+    "p2_weight.k=2.0",
+  ]
+  config.parse(["experiments/tiny.gin"], bindings, run_mode="train")
+  assert gin.query_parameter("trainer.train.total_steps") == 5
+  assert gin.query_parameter("optimizers.adamw.weight_decay") == 0
+  assert build().guidance_scale == 2.0
+
+
+def test_a_folder_of_ones_own_comes_before_ours(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  os.makedirs("mine/sizes")
+  own = text("sizes/tiny.gin").replace("(32, 64)", "(32, 32)")
+  (tmp_path / "mine/sizes/tiny.gin").write_text(own)
+  config.parse(["experiments/tiny.gin"], OUTPUTS, ["mine"], run_mode="train")
+  assert gin.query_parameter("%UNET_CHANNELS") == (32, 32)
+
+
+def test_gin_root_of_a_wheel_is_inside_the_package(tmp_path, monkeypatch):
+  package = tmp_path / "byt5_diffusion"
+  (package / "gin" / "runs").mkdir(parents=True)
+  monkeypatch.setattr(
+    config.byt5_diffusion, "__file__", str(package / "__init__.py")
+  )
+  assert config.gin_root() == package / "gin"
+
+
+@pytest.mark.parametrize(
+  ("binding", "says"),
+  [
+    ("TRIAN_STEPS=5", ["TRIAN_STEPS", "Did you mean TRAIN_STEPS?"]),
+    ("trainer.train.total_step=5", ["total_step", "total_steps"]),
+    ("trainer.trian.total_steps=5", ["trian", "Did you mean train?"]),
+    ("optimizers.lion.b1=0.5", ["optimizers.lion.b1", "nothing in"]),
+    ("TextToImageModel.freeze_text_encoder='False'", ["bool", "'False'"]),
+    ("TextToImageModel.freeze_text_encoder=1", ["bool", "1 (int)"]),
+    ("BATCH_SIZE='32'", ["batch_size", "int", "'32'"]),
+    ("BATCH_SIZE=32.0", ["batch_size", "int", "32.0"]),
+    ("UNET_CHANNELS=64", ["channels", "tuple", "64"]),
+    ("SAMPLE_TEXTS='hello'", ["sample_texts", "Sequence", "'hello'"]),
+    ("LEARNING_RATE_FN=1e-3", ["learning_rate_fn", "Callable"]),
+    ("MODEL=@unet.UNet", ["unet.UNet()"]),
+    ("TRAIN_STEPS=%gin.REQUIRED", ["TRAIN_STEPS is not set"]),
+    ("SCHEDULE=%SHEDULE", ["%SHEDULE", "SCHEDULE"]),
+  ],
+)
+def test_a_user_s_mistake_is_told_before_anything_compiles(binding, says):
+  with pytest.raises(config.ConfigError) as error:
+    config.parse(
+      ["experiments/tiny.gin"], [*OUTPUTS, binding], run_mode="train"
+    )
+  for part in says:
+    assert part in str(error.value), error.value
