@@ -6,7 +6,9 @@ name, in the background, and renamed when complete: what has the final name can
 be restored, whenever the writer was killed.
 """
 
+import concurrent.futures
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -24,11 +26,16 @@ from byt5_diffusion import stored_trees
 PyTree = Any
 
 STEP_PREFIX = "checkpoint"
+_DELETED = ".deleted"
 CheckpointError = stored_trees.CheckpointError
 check_tree = stored_trees.check_tree
 load_tree = stored_trees.load_tree
 save_tree = stored_trees.save_tree
 tree_sha256 = stored_trees.tree_sha256
+
+
+def _step_path(model_dir: epath.Path, step: int) -> epath.Path:
+  return model_dir / f"{STEP_PREFIX}_{step}"
 
 
 def _scan(model_dir: epath.Path) -> dict[int, bool]:
@@ -67,7 +74,7 @@ def _step_dir(model_dir: epath.Path, step: int | None) -> epath.Path:
       f"{model_dir} holds no complete checkpoint of step {step}; it has"
       f" {steps}."
     )
-  return model_dir / f"{STEP_PREFIX}_{step}"
+  return _step_path(model_dir, step)
 
 
 def read_data_states(path: epath.Path) -> list[bytes]:
@@ -129,6 +136,36 @@ def _gather(data_state: bytes) -> dict[str, np.ndarray]:
   return {f"host_{i}": rows[i, :size] for i, size in enumerate(sizes)}
 
 
+def _unused(path: str) -> epath.Path:
+  numbered = (f"{path}-{i}" for i in itertools.count(2))
+  names = map(epath.Path, itertools.chain([path], numbered))
+  return next(name for name in names if not name.exists())
+
+
+def _delete(path: epath.Path) -> None:
+  try:
+    path.rmtree()
+  except OSError as error:
+    logging.warning("%s could not be deleted: %s", path, error)
+
+
+def _open_manager(model_dir: epath.Path) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    model_dir,
+    options=ocp.CheckpointManagerOptions(
+      step_prefix=STEP_PREFIX,
+      cleanup_tmp_directories=True,
+      save_root_metadata=False,
+    ),
+    item_names=tuple(sorted(stored_trees.ITEMS)),
+    item_handlers={
+      "state": ocp.PyTreeCheckpointHandler(),
+      "data": ocp.PyTreeCheckpointHandler(),
+      "extra": ocp.JsonCheckpointHandler(),
+    },
+  )
+
+
 class Checkpointer:
   """Writes and restores the checkpoints of one run.
 
@@ -157,27 +194,39 @@ class Checkpointer:
       raise ValueError(f"{period=} and {keep=} must be positive.")
     self.model_dir = stored_trees.absolute(model_dir)
     self.period = period
-    for step, done in _scan(self.model_dir).items():
-      if not done and jax.process_index() == 0:
-        path = self.model_dir / f"{STEP_PREFIX}_{step}"
-        logging.warning("Removing the half-written checkpoint %s.", path)
-        path.rmtree()
+    self.keep = keep
     self._saving: int | None = None
-    self._manager = ocp.CheckpointManager(
-      self.model_dir,
-      options=ocp.CheckpointManagerOptions(
-        step_prefix=STEP_PREFIX,
-        max_to_keep=keep,
-        cleanup_tmp_directories=True,
-        save_root_metadata=False,
-      ),
-      item_names=tuple(sorted(stored_trees.ITEMS)),
-      item_handlers={
-        "state": ocp.PyTreeCheckpointHandler(),
-        "data": ocp.PyTreeCheckpointHandler(),
-        "extra": ocp.JsonCheckpointHandler(),
-      },
-    )
+    self._deleter = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+      if jax.process_index() == 0:
+        self._tidy()
+      self._manager = _open_manager(self.model_dir)
+    except OSError as error:
+      raise CheckpointError(
+        f"{self.model_dir} can't be used for checkpoints: {error}"
+      ) from error
+
+  def _tidy(self) -> None:
+    """Takes what earlier runs left unfinished out of the way."""
+    for step, done in _scan(self.model_dir).items():
+      if not done:
+        path = _step_path(self.model_dir, step)
+        # Not deleted: it may be a copy that somebody has still to complete.
+        aside = _unused(f"{path}.incomplete")
+        logging.warning("%s is incomplete; it is now %s.", path, aside)
+        path.rename(aside)
+    if self.model_dir.exists():
+      for path in self.model_dir.glob(f"{STEP_PREFIX}_*{_DELETED}"):
+        self._deleter.submit(_delete, path)
+
+  def _delete_old(self) -> None:
+    """Deletes all but the latest `keep`, in the background."""
+    if self.keep is None or jax.process_index() != 0:
+      return
+    for step in committed_steps(self.model_dir)[: -self.keep]:
+      path = _step_path(self.model_dir, step)
+      # Renamed first: half a directory must not look like a checkpoint.
+      self._deleter.submit(_delete, path.rename(f"{path}{_DELETED}"))
 
   def should_save(self, step: int) -> bool:
     """Whether step is a multiple of the period."""
@@ -247,6 +296,7 @@ class Checkpointer:
       self._manager.wait_until_finished()
     except Exception as error:
       raise self._failure(step, error) from error
+    self._delete_old()
 
   def _failure(self, step: int, error: Exception) -> CheckpointError:
     return CheckpointError(
@@ -284,4 +334,5 @@ class Checkpointer:
     try:
       self.wait()
     finally:
+      self._deleter.shutdown()
       self._manager.close()

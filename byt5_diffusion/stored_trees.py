@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 ITEMS = frozenset({"state", "data", "extra"})
 MAX_METADATA_BYTES = 64 * 2**20
 _COMMIT_FILE = "_CHECKPOINT_METADATA"
+_ORBAX_COMMIT_FILE = "commit_success.txt"
 
 
 class CheckpointError(ValueError):
@@ -54,7 +55,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   return nested
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
   return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -68,8 +69,8 @@ def _key_impl(dtype: Any) -> str:
 def storable(leaf: Any) -> Any:
   """Arrays as they are, typed random keys as their uint32 data."""
   if isinstance(leaf, jax.Array):
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-  return np.asarray(leaf)
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+  return np.array(leaf)  # A copy: the write goes on after the caller.
 
 
 def _nbytes(shape: Any, dtype: Any) -> int:
@@ -104,7 +105,7 @@ def is_committed(path: epath.Path) -> bool:
   """
   names = {entry.name for entry in path.iterdir()}
   if _COMMIT_FILE not in names:
-    if names <= ITEMS:
+    if names <= ITEMS | {_ORBAX_COMMIT_FILE}:
       return False
     raise CheckpointError(
       f"{path} is not a checkpoint of this program: it holds"
@@ -141,7 +142,7 @@ def check(path: epath.Path) -> dict[str, Any]:
   if not isinstance(content, dict) or content.get("format") != FORMAT:
     raise CheckpointError(f"{path} was written by another program.")
   version = content.get("format_version")
-  if not isinstance(version, int) or version > FORMAT_VERSION:
+  if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
     raise CheckpointError(
       f"{path} has format_version {version}; this program reads up to"
       f" {FORMAT_VERSION}. Upgrade byt5_diffusion."
@@ -243,7 +244,7 @@ def restore_tree(item: epath.Path, shapes: PyTree) -> PyTree:
 
   def plain(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or default
-    if _is_key(leaf):
+    if is_key(leaf):
       leaf = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -253,7 +254,7 @@ def restore_tree(item: epath.Path, shapes: PyTree) -> PyTree:
   arrays = read(item, wanted)
 
   def restored(name: str, leaf: Any) -> jax.Array:
-    if not _is_key(leaf):
+    if not is_key(leaf):
       return arrays[name]
     impl = _key_impl(leaf.dtype)
     return jax.random.wrap_key_data(arrays[name], impl=impl)
