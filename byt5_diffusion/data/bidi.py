@@ -19,7 +19,7 @@ class Run(NamedTuple):
   font: int = 0
 
 
-def _classes(text: str) -> list[str]:
+def _classes(text: str, rtl: bool) -> list[str]:
   """L, R, EN, AN or N of each character: rules W1 to W7 of UAX 9."""
   classes: list[str] = []
   strong = previous = "N"
@@ -46,8 +46,8 @@ def _classes(text: str) -> list[str]:
       previous = classes[i]
   kept = {"L": "L", "R": "R", "AL": "R", "EN": "EN", "AN": "AN"}
   classes = [kept.get(kind, "N") for kind in classes]
-  strong = ""
-  for i, kind in enumerate(classes):
+  strong = "R" if rtl else "L"
+  for i, kind in enumerate(classes):  # W7
     if kind in ("L", "R"):
       strong = kind
     elif kind == "EN" and strong == "L":
@@ -57,7 +57,7 @@ def _classes(text: str) -> list[str]:
 
 def levels(text: str, rtl: bool) -> list[int]:
   """Embedding level of each character of one line; odd = right to left."""
-  classes = _classes(text)
+  classes = _classes(text, rtl)
   sides = [{"EN": "R", "AN": "R"}.get(kind, kind) for kind in classes]
   outside = "R" if rtl else "L"
   i = 0
