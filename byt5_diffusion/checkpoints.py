@@ -27,6 +27,7 @@ PyTree = Any
 
 STEP_PREFIX = "checkpoint"
 _DELETED = ".deleted"
+_TEMPORARY = ".orbax-checkpoint-tmp"
 CheckpointError = stored_trees.CheckpointError
 check_tree = stored_trees.check_tree
 load_tree = stored_trees.load_tree
@@ -77,9 +78,9 @@ def _step_dir(model_dir: epath.Path, step: int | None) -> epath.Path:
   return _step_path(model_dir, step)
 
 
-def read_data_states(path: epath.Path) -> list[bytes]:
+def read_data_states(path: str | os.PathLike[str]) -> list[bytes]:
   """The data pipeline's position on each host that wrote the checkpoint."""
-  item = path / "data"
+  item = stored_trees.absolute(path) / "data"
   arrays = stored_trees.read(
     item, {k: np.empty(v.shape) for k, v in stored_trees.stored(item).items()}
   )
@@ -154,7 +155,6 @@ def _open_manager(model_dir: epath.Path) -> ocp.CheckpointManager:
     model_dir,
     options=ocp.CheckpointManagerOptions(
       step_prefix=STEP_PREFIX,
-      cleanup_tmp_directories=True,
       save_root_metadata=False,
     ),
     item_names=tuple(sorted(stored_trees.ITEMS)),
@@ -215,9 +215,14 @@ class Checkpointer:
         aside = _unused(f"{path}.incomplete")
         logging.warning("%s is incomplete; it is now %s.", path, aside)
         path.rename(aside)
-    if self.model_dir.exists():
-      for path in self.model_dir.glob(f"{STEP_PREFIX}_*{_DELETED}"):
-        self._deleter.submit(_delete, path)
+    if not self.model_dir.exists():
+      return
+    for path in self.model_dir.glob(f"{STEP_PREFIX}_*{_TEMPORARY}*"):
+      if _DELETED not in path.name:
+        # Renamed first: the name may be wanted again before it is gone.
+        path.rename(_unused(f"{path}{_DELETED}"))
+    for path in self.model_dir.glob(f"{STEP_PREFIX}_*{_DELETED}*"):
+      self._deleter.submit(_delete, path)
 
   def _delete_old(self) -> None:
     """Deletes all but the latest `keep`, in the background."""

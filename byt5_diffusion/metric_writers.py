@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -208,6 +208,11 @@ def _image_summary(summary: Any, tag: str, image: np.ndarray) -> Any:
   return summary.Summary(value=[summary.Summary.Value(tag=tag, image=encoded)])
 
 
+class _Call(NamedTuple):
+  function: Callable[[MetricWriter], None]
+  done: threading.Event
+
+
 class BackgroundWriter:
   """Runs a writer on its own thread, behind a bounded queue.
 
@@ -226,8 +231,7 @@ class BackgroundWriter:
     self._make_writer = make_writer
     self._name = name
     self._close_timeout_s = close_timeout_s
-    self._queue: queue.Queue[Callable[[MetricWriter], None] | None]
-    self._queue = queue.Queue(queue_size)
+    self._queue: queue.Queue[_Call | None] = queue.Queue(queue_size)
     self._warned: set[str] = set()
     self.num_dropped = 0
     # Daemonic: a writer that hangs must not keep the program from ending.
@@ -252,22 +256,24 @@ class BackgroundWriter:
     while (call := self._queue.get()) is not None:
       try:
         writer = writer or self._make_writer()
-        call(writer)
+        call.function(writer)
       except Exception as error:
         self._warn("failed", repr(error))
+      finally:
+        call.done.set()
     try:
       if writer is not None:
         writer.close()
     except Exception as error:
       self._warn("failed to close", repr(error))
 
-  def _submit(self, call: Callable[[MetricWriter], None]) -> bool:
+  def _submit(self, function: Callable[[MetricWriter], None]) -> _Call:
+    call = _Call(function, threading.Event())
     try:
       self._queue.put_nowait(call)
     except queue.Full:
       self._warn("is stuck", f"{self._queue.maxsize} calls wait for it")
-      return False
-    return True
+    return call
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     self._submit(lambda writer: writer.write_scalars(step, scalars))
@@ -283,15 +289,8 @@ class BackgroundWriter:
 
   def flush(self) -> None:
     """Waits for the writer, but not longer than close_timeout_s."""
-    done = threading.Event()
-
-    def flush(writer: MetricWriter) -> None:
-      try:
-        writer.flush()
-      finally:
-        done.set()
-
-    if self._submit(flush) and not done.wait(self._close_timeout_s):
+    call = self._submit(lambda writer: writer.flush())
+    if not call.done.wait(self._close_timeout_s):
       self._warn("is stuck", f"no flush within {self._close_timeout_s} s")
 
   def close(self) -> None:
