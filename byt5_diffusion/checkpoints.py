@@ -200,6 +200,10 @@ class Checkpointer:
     try:
       if jax.process_index() == 0:
         self._tidy()
+      if jax.process_count() > 1:
+        # Else another host might still see what is being tidied away.
+        multihost_utils.sync_global_devices("checkpoints tidied")
+      self._steps = committed_steps(self.model_dir)
       self._manager = _open_manager(self.model_dir)
     except OSError as error:
       raise CheckpointError(
@@ -226,21 +230,25 @@ class Checkpointer:
 
   def _delete_old(self) -> None:
     """Deletes all but the latest `keep`, in the background."""
-    if self.keep is None or jax.process_index() != 0:
+    if self.keep is None:
       return
-    for step in committed_steps(self.model_dir)[: -self.keep]:
-      path = _step_path(self.model_dir, step)
+    old = sorted(self._steps)[: -self.keep]
+    self._steps = [step for step in self._steps if step not in old]
+    if jax.process_index() != 0:
+      return
+    for path in [_step_path(self.model_dir, step) for step in old]:
       # Renamed first: half a directory must not look like a checkpoint.
-      self._deleter.submit(_delete, path.rename(f"{path}{_DELETED}"))
+      if path.exists():
+        aside = path.rename(_unused(f"{path}{_DELETED}"))
+        self._deleter.submit(_delete, aside)
 
   def should_save(self, step: int) -> bool:
     """Whether step is a multiple of the period."""
     return step % self.period == 0
 
   def latest_step(self) -> int | None:
-    """The latest complete step on disk, or None."""
-    steps = committed_steps(self.model_dir)
-    return steps[-1] if steps else None
+    """The latest complete step, or None; not one still being written."""
+    return max(self._steps, default=None)
 
   def save(
     self,
@@ -266,7 +274,7 @@ class Checkpointer:
       CheckpointError: this or the save before it failed.
     """
     self.wait()
-    if step in committed_steps(self.model_dir):
+    if step in self._steps:
       return False
     flat = {
       k: stored_trees.storable(v)
@@ -301,6 +309,7 @@ class Checkpointer:
       self._manager.wait_until_finished()
     except Exception as error:
       raise self._failure(step, error) from error
+    self._steps.append(step)
     self._delete_old()
 
   def _failure(self, step: int, error: Exception) -> CheckpointError:
