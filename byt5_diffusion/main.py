@@ -9,6 +9,7 @@ The flags are T5X's. A mistake of the user's is one line and exit code 2.
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -98,6 +99,7 @@ def guarded(
 
 def set_up_logging() -> None:
   """This package's news on stderr; of the libraries only warnings."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   logging.basicConfig(level=logging.INFO, format="%(message)s")
   for library in ("absl", "jax", "orbax", "grain", "tensorflow"):
     logging.getLogger(library).setLevel(logging.WARNING)

@@ -102,7 +102,12 @@ def load(path: str | os.PathLike[str], *, trust_config: bool = False) -> Any:
     check_allowed(reader.program)
   if MACRO not in reader.program.macros():
     raise ConfigError(f"{path}: {MACRO} is not set in this file.")
-  return build(reader.program, MACRO)
+  try:
+    return build(reader.program, MACRO)
+  except ConfigError:
+    raise
+  except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
+    raise ConfigError(f"{path}: cannot be built: {error}") from error
 
 
 def _read(path: str | os.PathLike[str]) -> str:

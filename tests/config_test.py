@@ -500,6 +500,7 @@ HOSTILE = {
   "self reference": GOOD.replace("5.0", "@diffusion.min_snr_weight()"),
   "no model": HEAD + "X = 1",
   "wrong type": GOOD.replace("5.0", "'5.0'"),
+  "refused by the constructor": GOOD.replace("5.0", "-1.0"),
   "unknown parameter": GOOD.replace("gamma", "gama"),
   "nested": GOOD + "X = " + "[" * 100_000,
   "huge number": GOOD.replace("5.0", "9" * 100_000),
