@@ -17,6 +17,18 @@ from byt5_diffusion.data import bidi, fonts, rasterizers, typography, words
 
 SCRIPTS = sorted(fonts.TABLE)
 STRINGS = 5
+# Marks that stand where another mark would be, one above the other.
+MARKED = {
+  "Arab": ["مُحَمَّدٌ", "كِتَابٌ", "بِسْمِ"],
+  "Deva": ["क्षिं", "र्मि"],
+  "Hebr": ["שָׁלוֹם", "בְּרֵאשִׁית"],
+  "Khmr": ["ស្ត្រី"],
+  "Laoo": ["ນ້ຳ", "ທີ່"],
+  "Latn": ["Việt", "ạ̊b", "x̂y"],
+  "Mymr": ["မြန်မာ"],
+  "Thai": ["น้ำ", "ปี่", "ที่นี่", "กู้"],
+  "Tibt": ["བསྒྲུབས"],
+}
 
 
 def font_of(script: str) -> fonts.Font:
@@ -27,9 +39,12 @@ def font_of(script: str) -> fonts.Font:
 
 
 def strings_of(script: str, count: int = STRINGS) -> list[str]:
-  """The longest built-in words: the most shaping."""
+  """The longest built-in words, the most shaping, that the best font has."""
   found = itertools.chain(*words._vocabulary()[script].values())
-  return sorted(found, key=len)[-count:]
+  drawable = [
+    w for w in found if not rasterizers.lacking(w, (font_of(script),))
+  ]
+  return sorted(drawable, key=len)[-count:]
 
 
 def glyph_ids(text: str, script: str) -> list[int]:
@@ -44,6 +59,17 @@ def ink_box(image: np.ndarray) -> tuple[int, int, int, int]:
   return columns[0], rows[0], columns[-1], rows[-1]
 
 
+def likeness(first: rasterizers.Line, second: rasterizers.Line) -> float:
+  """Cosine of the lines' coverage, 1 if equal; a pixel's shift is forgiven."""
+  drawn = [
+    line.draw(96, 600, scale=32, x=20, y=60).astype(float)
+    for line in (first, second)
+  ]
+  shifts = itertools.product((-1, 0, 1), repeat=2)
+  best = max((np.roll(drawn[0], s, (0, 1)) * drawn[1]).sum() for s in shifts)
+  return best / np.sqrt((drawn[0] ** 2).sum() * (drawn[1] ** 2).sum())
+
+
 def renderer(**options) -> typography.Renderer:
   return typography.Renderer(**{"height": 64, "width": 256, **options})
 
@@ -51,7 +77,7 @@ def renderer(**options) -> typography.Renderer:
 # -- Right in shape ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["بيت", "كتاب", "ماء", "شمس", "سماء"])
+@pytest.mark.parametrize("text", ["بيت", "كتاب", "جبل", "شمس", "سماء"])
 def test_arabic_letters_join(text):
   isolated = [glyph_ids(letter, "Arab")[0] for letter in text]
   joined = glyph_ids(text, "Arab")
@@ -142,28 +168,24 @@ def test_latin_accents_compose(text):
 @pytest.mark.parametrize("peer", ["pango", "skia"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_peers_draw_the_same(script, peer):
-  font_of(script)
-  for text in strings_of(script):
-    ours = renderer().render(text, script)
+  chosen = (font_of(script),)
+  rtl = script in typography.RIGHT_TO_LEFT
+  for text in strings_of(script) + MARKED.get(script, []):
+    ours = rasterizers.HarfBuzzLine(text, rtl, chosen)
     try:
-      theirs = renderer(backend=peer).render(text, script)
+      theirs = rasterizers.BACKENDS[peer](text, rtl, chosen)
     except ImportError as error:
       pytest.skip(str(error))
-    boxes = np.array([ink_box(ours), ink_box(theirs)])
-    assert np.abs(boxes[0] - boxes[1]).max() <= 2, text
-    # Glyphs at most a pixel off: shifting by one finds the others' ink.
-    dark = [255 - image[:, :, 0].astype(float) for image in (ours, theirs)]
-    shifts = itertools.product((-1, 0, 1), repeat=2)
-    best = max(
-      (np.roll(dark[0], shift, (0, 1)) * dark[1]).sum() for shift in shifts
-    )
-    cosine = best / np.sqrt((dark[0] ** 2).sum() * (dark[1] ** 2).sum())
-    assert cosine > 0.9, text
+    assert ours.ink is not None and theirs.ink is not None
+    pixels = 32 * np.abs(np.subtract(ours.ink, theirs.ink))
+    assert pixels.max() < 1.5, text
+    assert likeness(ours, theirs) > 0.985, text
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_built_in_word_has_a_missing_glyph(script):
-  font_of(script)
+  if not font_of(script).package.startswith("fonts-noto"):
+    pytest.skip("not the fonts that tools/fetch_fonts.py gets")
   for text in itertools.chain(*words._vocabulary()[script].values()):
     renderer(height=16, width=48).render(text, script)
 
@@ -209,14 +231,8 @@ def test_mixed_lines_are_ordered_as_pango_does(text, rtl):
     theirs = rasterizers.PangoLine(text, rtl, chosen)
   except ImportError as error:
     pytest.skip(str(error))
-  drawn = [
-    line.draw(40, 400, scale=30, x=10, y=30).astype(float)
-    for line in (ours, theirs)
-  ]
-  cosine = (drawn[0] * drawn[1]).sum() / np.sqrt(
-    (drawn[0] ** 2).sum() * (drawn[1] ** 2).sum()
-  )
-  assert cosine > 0.9
+  # A space may come from either font, and be a little wider in one.
+  assert likeness(ours, theirs) > 0.9
 
 
 # -- Whole, and the same every time ------------------------------------------
@@ -227,12 +243,7 @@ def test_mixed_lines_are_ordered_as_pango_does(text, rtl):
 def test_nothing_is_clipped(backend, height, width):
   drawer = renderer(backend=backend, height=height, width=width)
   for script in fonts.available_scripts(SCRIPTS):
-    long = words.string_at(
-      words.Words(only_scripts=[script], min_words=6, max_words=6),
-      "train",
-      0,
-      0,
-    ).text
+    long = " ".join(strings_of(script, 6))
     for text in [*strings_of(script, 2), long]:
       try:
         image = drawer.render(text, script)
@@ -333,6 +344,21 @@ def test_a_missing_glyph_is_refused(backend, monkeypatch):
   for text in ("한글", "a字", "ꯀ", "tab\there"):
     with pytest.raises(typography.MissingGlyph, match=r"U\+"):
       drawer.render(text, "Latn")
+
+
+@pytest.mark.parametrize("backend", list(rasterizers.BACKENDS))
+def test_a_backend_tells_of_a_missing_glyph_itself(backend, monkeypatch):
+  latin = (font_of("Latn"),)
+  try:
+    line = rasterizers.BACKENDS[backend]("한", False, latin)
+  except ImportError as error:
+    pytest.skip(str(error))
+  assert line.missing
+  assert not rasterizers.BACKENDS[backend]("word", False, latin).missing
+  if backend != "skia":  # Its binding doesn't tell; the check before it does.
+    monkeypatch.setattr(rasterizers, "lacking", lambda text, fonts: [])
+    with pytest.raises(typography.MissingGlyph, match="a part of"):
+      renderer(backend=backend).render("한", "Latn")
 
 
 def test_a_glyph_of_another_script_is_found_in_its_fonts():

@@ -66,7 +66,7 @@ def _table() -> dict[str, tuple[tuple[str, int, str], ...]]:
     table[script] += [("DejaVuSans", 0, _DEJAVU), ("DejaVuSerif", 0, _DEJAVU)]
   for script in ("Armn", "Geor", "Hebr"):
     table[script] += [("DejaVuSans", 0, _DEJAVU)]
-  table["Arab"] = [(f, 0, _CORE) for f in ("NotoNaskhArabic", "NotoSansArabic")]
+  table["Arab"] = [(f, 0, _CORE) for f in ("NotoSansArabic", "NotoNaskhArabic")]
   table["Arab"] += [("Amiri", 0, _AMIRI), ("DejaVuSans", 0, _DEJAVU)]
   table["Tibt"] = [("NotoSerifTibetan", 0, _CORE)]
   for script, face in _CJK_FACES.items():

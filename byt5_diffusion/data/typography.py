@@ -21,6 +21,7 @@ from byt5_diffusion.data import rasterizers, words
 
 RIGHT_TO_LEFT = ("Arab", "Hebr")
 _LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601
+_SLACK = 1 / 64  # Pixels; drawing rounds coordinates (cairo to 1 / 256).
 _MIN_CONTRAST = 100.0  # Luma between ink and paper, of 255.
 _UNUSED = np.random.default_rng(0)  # Nothing is ever drawn from it.
 BLACK, WHITE = np.zeros(3), np.full(3, 255.0)
@@ -151,7 +152,7 @@ class Renderer:
     self, ink: rasterizers.Ink, text: str, rng: np.random.Generator
   ) -> float:
     """Pixels per em that leave the margin free, and a pixel to round with."""
-    room = 2 * self.margin + 1
+    room = 2 * (self.margin + _SLACK) + 1
     size = min(
       self.font_size or 0.6 * self.height,
       (self.width - room) / (ink.right - ink.left),
@@ -179,10 +180,11 @@ class Renderer:
     The baseline is where the font's own line box puts it, whatever the word,
     and moves only if the ink would leave the picture.
     """
-    low_x = math.ceil(self.margin - ink.left * size)
-    high_x = math.floor(self.width - self.margin - ink.right * size)
-    low_y = math.ceil(self.margin - ink.top * size)
-    high_y = math.floor(self.height - self.margin - ink.bottom * size)
+    margin = self.margin + _SLACK
+    low_x = math.ceil(margin - ink.left * size)
+    high_x = math.floor(self.width - margin - ink.right * size)
+    low_y = math.ceil(margin - ink.top * size)
+    high_y = math.floor(self.height - margin - ink.bottom * size)
     ascent, descent = _line_box(font)
     y = round((self.height + (ascent - descent) * size) / 2)
     y = min(max(y, low_y), high_y)
