@@ -27,6 +27,11 @@ _GIN_HELP = (
   " experiments/tiny.gin"
 )
 
+_GIN_EPILOG = (
+  "--gin.NAME=VALUE, as often as you like, sets a value of the recipe:"
+  " --gin.TRAIN_STEPS=500 --gin.adamw.weight_decay=0."
+)
+
 
 def _train(flags: argparse.Namespace) -> None:
   main_lib.run(
@@ -164,7 +169,7 @@ def _add(
     help=help_text,
     description=help_text[0].upper() + help_text[1:] + ".",
     allow_abbrev=False,
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    epilog=_GIN_EPILOG if name != "generate" else None,
   )
   command.set_defaults(body=body)
   return command
@@ -194,28 +199,40 @@ def _add_prepare(commands: Any) -> None:
     _prepare,
   )
   command.add_argument("recipe", help=_GIN_HELP)
-  command.add_argument("--output_dir", required=True)
+  command.add_argument(
+    "--output_dir", required=True, help="what PREPARED_DIR is to be"
+  )
   command.add_argument(
     "--split", action="append", help="may be repeated; default: both"
   )
   command.add_argument(
     "--num_examples", type=int, help="of each split; default: all"
   )
-  command.add_argument("--num_shards", type=int, default=16)
-  command.add_argument("--seed", type=int, default=0)
+  command.add_argument(
+    "--num_shards", type=int, default=16, help="of each split; default: 16"
+  )
+  command.add_argument(
+    "--seed", type=int, default=0, help="of what is drawn; default: 0"
+  )
 
 
 def _add_generate(commands: Any) -> None:
   command = _add(commands, "generate", "draw texts", _generate)
-  command.add_argument("texts", nargs="+", metavar="TEXT")
+  command.add_argument(
+    "texts", nargs="+", metavar="TEXT", help="one image each"
+  )
   command.add_argument("--model_dir", required=True, help="a run's folder")
   command.add_argument(
     "--out",
     required=True,
     help="x.png; several texts are written to x-0.png, x-1.png, ...",
   )
-  command.add_argument("--overwrite", action="store_true")
-  command.add_argument("--seed", type=int, default=0)
+  command.add_argument(
+    "--overwrite", action="store_true", help="replace files that exist"
+  )
+  command.add_argument(
+    "--seed", type=int, default=0, help="of the noise; default: 0"
+  )
   command.add_argument(
     "--guidance_scale", type=float, help="1 is off; default: the model's"
   )
@@ -226,7 +243,9 @@ def _add_generate(commands: Any) -> None:
   command.add_argument(
     "--raw", action="store_true", help="weights as trained, not averaged"
   )
-  command.add_argument("--batch_size", type=int, default=8)
+  command.add_argument(
+    "--batch_size", type=int, default=8, help="drawn together; default: 8"
+  )
   command.add_argument(
     "--trust_config",
     action="store_true",

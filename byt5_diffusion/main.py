@@ -8,9 +8,11 @@ The flags are T5X's. A mistake of the user's is one line and exit code 2.
 
 import argparse
 import importlib
+import linecache
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -50,11 +52,26 @@ def run(
 
 
 def is_user_error(error: BaseException) -> bool:
-  """Errors that this package declares say what to do: no traceback."""
-  return any(
-    kind.__module__.partition(".")[0] == "byt5_diffusion"
-    for kind in type(error).__mro__
-  ) and isinstance(error, Exception)
+  """Whether the message says what to do, so that a traceback would hide it.
+
+  So it is with errors that this package declares, and with a ValueError or
+  OSError that one of its own `raise` statements made.
+  """
+  if not isinstance(error, Exception):
+    return False
+  if any(_is_ours(kind.__module__) for kind in type(error).__mro__):
+    return True
+  if not isinstance(error, (ValueError, OSError)):
+    return False
+  frames = list(traceback.walk_tb(error.__traceback__))
+  frame, line = frames[-1]
+  source = linecache.getline(frame.f_code.co_filename, line)
+  ours = _is_ours(frame.f_globals.get("__name__", ""))
+  return ours and source.lstrip().startswith("raise ")
+
+
+def _is_ours(module: str) -> bool:
+  return module.partition(".")[0] == "byt5_diffusion"
 
 
 def describe(error: BaseException) -> str:

@@ -156,6 +156,22 @@ def test_a_bug_keeps_its_traceback(toy):
     )
 
 
+def test_what_the_package_raises_on_purpose_is_a_message(capsys, tmp_path):
+  """A constructor's ValueError, through all of gin's wrapping."""
+  code = cli.main(
+    [
+      "train",
+      "experiments/tiny.gin",
+      f"--model_dir={tmp_path / 'run'}",
+      "--gin.TextToImageModel.condition_dropout_rate=1.5",
+    ]
+  )
+  gin.clear_config()
+  error = capsys.readouterr().err
+  assert code == 2 and "condition_dropout_rate=1.5" in error
+  assert error.count("\n") == 1
+
+
 def test_ctrl_c_is_no_traceback(toy, capsys):
   code = main_lib.main(
     [
