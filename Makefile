@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_DIR ?= demo
 DEMO_FLAGS ?=
-EXTRAS ?= data,typography,dev
+EXTRAS ?= data,typography,pango,skia,dev
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 

@@ -28,20 +28,17 @@ CORE = [
 EXTRAS = {
   # Live SeqIO pipelines and `prepare`.
   "data": ["seqio>=0.0.19", "tensorflow>=2.19"],
-  # Drawing text: skia is self-contained, Pango wants the system's libpango.
-  "typography": [
-    "cairocffi>=1.7",
-    "fonttools>=4.50",
-    "pangocairocffi>=0.7",
-    "skia-python>=138",
-  ],
+  # Drawing text: needs no library of the system.
+  "typography": ["uharfbuzz>=0.57"],
+  # Other backends for it: Pango wants libpango and libcairo, skia libEGL.
+  "pango": ["cairocffi>=1.7", "pangocairocffi>=0.7"],
+  "skia": ["skia-python>=138"],
   "dev": [
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.3",
     "ruff>=0.11",
     "scipy>=1.14",
-    "uharfbuzz>=0.45",
   ],
   # Peers for parity tests. The exact torch keeps pip from resolving to a
   # newer build with gigabytes of CUDA packages.
@@ -51,7 +48,7 @@ EXTRAS["all"] = EXTRAS["data"] + EXTRAS["typography"]
 
 
 def gin_files() -> dict[str, list[str]]:
-  """Package name -> its gin files; `gin/` lies inside the package in a wheel."""
+  """Package -> gin files: a wheel has `gin/` inside the package."""
   folders = [p for p in (ROOT / "gin").rglob("*") if p.is_dir()]
   return {
     ".".join(["byt5_diffusion", *p.relative_to(ROOT).parts]): ["*.gin"]

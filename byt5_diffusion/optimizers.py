@@ -291,14 +291,15 @@ def warmup_cosine(
   """Linear to peak, then half a cosine to final_fraction * peak.
 
   The rate of step warmup_steps is peak, that of total_steps (and later ones)
-  final_fraction * peak.
+  final_fraction * peak. A run that is shorter than its warm-up, a first try of
+  a recipe, never leaves it.
   """
-  if not 0 <= warmup_steps < total_steps:
-    raise ValueError(f"{warmup_steps=} must be in [0, {total_steps=}).")
+  if warmup_steps < 0 or total_steps < 1:
+    raise ValueError(f"{warmup_steps=} or {total_steps=} is too small.")
 
   def learning_rate(step: Any) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
-    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
     decay = final_fraction + (1.0 - final_fraction) * cosine
     return jnp.float32(peak) * _warmup(step, warmup_steps) * decay

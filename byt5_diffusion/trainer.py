@@ -22,6 +22,7 @@ import optax
 
 from byt5_diffusion import (
   checkpoints,
+  config,
   evaluation,
   models,
   telemetry,
@@ -216,6 +217,8 @@ def train(
 
   # Side work: none of it touches the state.
   writer = telemetry.make_writers(directory, first_step=first_step)
+  if jax.process_index() == 0:
+    writer.write_texts(first_step, {"config": config.write_configs(directory)})
   progress = telemetry.Progress(total_steps, batch_size, first_step)
   validate = evaluation.make_validation(
     model, validation_data, batch_size, eval_steps, partitioning
@@ -261,6 +264,7 @@ def train(
       if draw is not None and due(step, sample_period):
         images = draw(state.eval_params, frozen, step)
         writer.write_images(step, {"samples": images})
+      checkpointer.check()
       if due(step, checkpoint_period) or stop.requested:
         checkpointer.save(step, state, batches.get_state(), extra)
       if stop.requested:

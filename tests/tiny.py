@@ -1,0 +1,116 @@
+"""A model small enough to train inside a test, and its batches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from byt5_diffusion import (
+  autoencoder,
+  byt5,
+  diffusion,
+  models,
+  optimizers,
+  samplers,
+  unet,
+)
+
+HEIGHT, WIDTH, LENGTH = 8, 16, 6
+
+
+def make_model(
+  batch_size: int = 8, **overrides: Any
+) -> models.TextToImageModel:
+  """A TextToImageModel with every part of a big one."""
+  arguments = {
+    "text_encoder": byt5.TextEncoder(
+      byt5.Byt5Config(
+        embed_dim=16,
+        num_heads=2,
+        head_dim=8,
+        mlp_dim=32,
+        num_encoder_layers=1,
+      )
+    ),
+    "unet": unet.UNet(
+      unet.UNetConfig(
+        channels=(8,),
+        num_res_blocks=1,
+        transformer_depth=(1,),
+        num_heads=(2,),
+        cross_attention_dim=16,
+        patch_size=2,
+        norm_groups=4,
+        zero_init_outputs=False,
+      )
+    ),
+    "codec": autoencoder.PixelCodec(),
+    "schedule": diffusion.cosine_schedule(),
+    "image_size": (HEIGHT, WIDTH),
+    "max_text_length": LENGTH,
+    "loss_normalizing_factor": float(batch_size),
+    "sampler": samplers.ddim(),
+    "num_sampling_steps": 3,
+    "optimizer_def": optimizers.adamw(),
+  }
+  return models.TextToImageModel(**(arguments | overrides))
+
+
+def make_batch(batch_size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+  """Random images with random captions; every example_id is different."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(3, 259, (batch_size, LENGTH)).astype(np.int32)
+  lengths = rng.integers(1, LENGTH, batch_size)
+  for row, length in zip(tokens, lengths, strict=True):
+    row[length:] = 0
+    row[length] = 1
+  return {
+    "images": rng.uniform(-1, 1, (batch_size, HEIGHT, WIDTH, 3)).astype(
+      np.float32
+    ),
+    "text_tokens": tokens,
+    "example_id": np.stack(
+      [np.arange(batch_size), np.full(batch_size, seed)], axis=1
+    ).astype(np.uint32),
+  }
+
+
+def make_variables(model: models.TextToImageModel) -> dict[str, Any]:
+  """Initial variables for make_batch()'s shapes."""
+  shapes = {name: x.shape for name, x in make_batch().items()}
+  return model.get_initial_variables(jax.random.key(0), shapes)
+
+
+class Batches:
+  """make_batch(seed) for seed = 0, 1, ...: data.pipeline.Batches in small."""
+
+  num_examples = None
+
+  def __init__(
+    self, batch_size: int, host_index: int = 0, host_count: int = 1, **_: Any
+  ):
+    assert (host_index, host_count) == (0, 1)
+    self._batch_size, self._next = batch_size, 0
+
+  def __iter__(self) -> "Batches":
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    self._next += 1
+    return make_batch(self._batch_size, self._next - 1)
+
+  def get_state(self) -> bytes:
+    return str(self._next).encode()
+
+  def set_state(self, saved: bytes) -> None:
+    self._next = int(saved)
+
+
+def leaves_equal(first: Any, second: Any) -> bool:
+  """Whether two trees are the same to the last bit."""
+  return jax.tree.structure(first) == jax.tree.structure(second) and all(
+    jax.tree.leaves(
+      jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), first, second)
+    )
+  )
