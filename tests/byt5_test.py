@@ -1,6 +1,7 @@
 """The ByT5 encoder against T5X's numbers, HuggingFace's, and its own rules."""
 
 import dataclasses
+import functools
 import secrets
 
 import jax
@@ -14,6 +15,8 @@ from byt5_diffusion import byt5
 TINY = byt5.Byt5Config(
   embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2
 )
+# These programs run once: compiling them is what takes the time.
+QUICK = {"xla_backend_optimization_level": 0}
 KNOWN_AXES = {
   "vocab", "embed", "joined_kv", "mlp", "heads", "relpos_buckets", "layers"
 }  # fmt: skip
@@ -33,12 +36,12 @@ def reference(shared_data):
 
 
 def random_params(config, seed=0):
-  init = jax.jit(byt5.TextEncoder(config).init)
+  init = jax.jit(byt5.TextEncoder(config).init, compiler_options=QUICK)
   return init(jax.random.key(seed), np.ones((1, 4), np.int32))["params"]
 
 
 def encode(config, params, tokens):
-  apply = jax.jit(byt5.TextEncoder(config).apply)
+  apply = jax.jit(byt5.TextEncoder(config).apply, compiler_options=QUICK)
   y = apply({"params": params}, tokens)
   assert y.dtype == config.dtype
   return np.asarray(y, np.float32)
@@ -53,7 +56,8 @@ def encode_and_capture(config, params, tokens):
       tokens,
       capture_intermediates=True,
       mutable=["intermediates"],
-    )
+    ),
+    compiler_options=QUICK,
   )(params)
   return y, state["intermediates"]
 
@@ -181,7 +185,7 @@ def test_scanned_layers_equal_unrolled_ones(remat):
     def loss(params):
       return jnp.square(encoder.apply({"params": params}, tokens)).sum()
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)
 
   expected, gradient = value_and_gradient(
     dataclasses.replace(TINY, remat=remat), params
@@ -201,7 +205,7 @@ def test_dropout_needs_and_uses_its_rng():
   tokens = random_tokens(np.random.default_rng(0), [6], 6)
   encoder = byt5.TextEncoder(config)
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def encode_with(rng):
     return encoder.apply(
       {"params": params}, tokens, enable_dropout=True, rngs={"dropout": rng}
