@@ -298,12 +298,8 @@ class MidBlock(nn.Module):
 
     x = resnet(0)(x, time)
     if config.mid_transformer_depth:
-      x = _block(config, Transformer)(
-        config,
-        config.mid_transformer_depth,
-        config.num_heads[-1],
-        name="attentions_0",
-      )(x, text_embeddings, text_mask)
+      transformer = _transformer(config, -1, 0, config.mid_transformer_depth)
+      x = transformer(x, text_embeddings, text_mask)
     return resnet(1)(x, time)
 
 
@@ -342,12 +338,22 @@ def _block(config: UNetConfig, module: type[nn.Module]) -> type[nn.Module]:
   return nn.remat(module) if config.remat else module
 
 
-def _transformer(config: UNetConfig, level: int, i: int) -> nn.Module:
+def _transformer(
+  config: UNetConfig, level: int, i: int, depth: int | None = None
+) -> nn.Module:
   return _block(config, Transformer)(
     config,
-    config.transformer_depth[level],
+    depth or config.transformer_depth[level],
     config.num_heads[level],
     name=f"attentions_{i}",
+  )
+
+
+def _linear(
+  config: UNetConfig, features: int, axes: tuple[str, str], name: str
+) -> layers.Dense:
+  return layers.Dense(
+    features, axes, use_bias=False, dtype=config.dtype, name=name
   )
 
 
@@ -361,17 +367,9 @@ class ImagePositions(nn.Module):
     _, h, w, c = x.shape
     rows = layers.sinusoid(jnp.arange(h), c // 2 * 2, POSITION_PERIOD)
     columns = layers.sinusoid(jnp.arange(w), c // 2 * 2, POSITION_PERIOD)
-
-    def dense(name: str) -> layers.Dense:
-      return layers.Dense(
-        c,
-        ("embed", "channels"),
-        use_bias=False,
-        dtype=self.config.dtype,
-        name=name,
-      )
-
-    return x + dense("rows")(rows)[:, None] + dense("columns")(columns)
+    axes = ("embed", "channels")
+    x = x + _linear(self.config, c, axes, "rows")(rows)[:, None]
+    return x + _linear(self.config, c, axes, "columns")(columns)
 
 
 class TextPositions(nn.Module):
@@ -394,16 +392,10 @@ class TextPositions(nn.Module):
     counted = layers.sinusoid(index, features, POSITION_PERIOD)
     shared = layers.sinusoid(share, features, POSITION_PERIOD)
 
-    def dense(name: str) -> layers.Dense:
-      return layers.Dense(
-        text_embeddings.shape[-1],
-        ("mlp", "embed"),
-        use_bias=False,
-        dtype=self.config.dtype,
-        name=name,
-      )
-
-    return text_embeddings + dense("counted")(counted) + dense("shared")(shared)
+    width, axes = text_embeddings.shape[-1], ("mlp", "embed")
+    y = _linear(self.config, width, axes, "counted")(counted)
+    y = y + _linear(self.config, width, axes, "shared")(shared)
+    return text_embeddings + y
 
 
 class UNet(nn.Module):
