@@ -252,7 +252,13 @@ def read_back(
   reader = spelling.NearestReader(
     np.stack(list(pictures.values())), list(pictures)
   )
-  nearest = reader.read(drawn)
+  nearest = [
+    # Latin a and Cyrillic а are one picture: either reading is right.
+    string if np.array_equal(pictures[read], target) else read
+    for read, (string, target) in zip(
+      reader.read(drawn), targets.items(), strict=True
+    )
+  ]
   readings = [
     report.Reading(
       text=string,

@@ -2,7 +2,7 @@
 
   task                    picture    strings
   typography_words        64 x 256   one or two words in each of 26 scripts
-  typography_words_tiny   16 x 48    short random strings of few letters
+  typography_words_tiny   16 x 40    one to three letters of ten scripts
 
 Nothing is downloaded and nothing is stored: example `index` of a split is a
 pure function of (task, split, seed, index). Shuffling a supply that is random
@@ -227,11 +227,24 @@ add_typography_task(
 add_typography_task(
   "typography_words_tiny",
   source=words.Glyphs(
-    only_scripts=["Arab", "Cyrl", "Deva", "Grek", "Kore", "Latn"],
+    only_scripts=[
+      "Arab",
+      "Cyrl",
+      "Deva",
+      "Geor",
+      "Grek",
+      "Hans",
+      "Hebr",
+      "Kore",
+      "Latn",
+      "Thai",
+    ],
     alphabet_size=6,
     min_length=1,
     max_length=3,
   ),
   height=16,
-  width=48,
+  width=40,
+  font_size=12.0,
+  styles=("bold",),
 )

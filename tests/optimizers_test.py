@@ -341,10 +341,10 @@ def test_warmup_rsqrt_closed_form():
 def test_bad_schedules_are_refused():
   with pytest.raises(ValueError, match="warmup_steps"):
     optimizers.warmup_cosine(1.0, warmup_steps=-1, total_steps=10)
+  with pytest.raises(ValueError, match="warmup_steps"):
+    optimizers.warmup_rsqrt(1.0, warmup_steps=0)
 
 
 def test_a_run_shorter_than_its_warmup_is_all_warmup() -> None:
   rate = optimizers.warmup_cosine(1.0, warmup_steps=10, total_steps=5)
   np.testing.assert_allclose([rate(0), rate(4)], [0.1, 0.5], rtol=1e-6)
-  with pytest.raises(ValueError, match="warmup_steps"):
-    optimizers.warmup_rsqrt(1.0, warmup_steps=0)

@@ -195,7 +195,7 @@ def test_no_script_at_all_is_an_error_that_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize(
   ("name", "height", "width"),
-  [("typography_words", 64, 256), ("typography_words_tiny", 16, 48)],
+  [("typography_words", 64, 256), ("typography_words_tiny", 16, 40)],
 )
 def test_the_registered_tasks_work(name, height, width):
   lengths = {"image": height, "text_tokens": 64, "example_id": 2}
