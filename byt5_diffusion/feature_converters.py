@@ -36,6 +36,7 @@ class Feature:
     batch_dtype: numpy dtype there.
     batch_shape: symbols or sizes there.
     meaning: one line.
+    padded: whether its length is an upper bound, and a batch is padded to it.
   """
 
   task_name: str
@@ -45,6 +46,7 @@ class Feature:
   batch_dtype: str
   batch_shape: tuple[str | int, ...]
   meaning: str
+  padded: bool = False
 
 
 FEATURES = (
@@ -65,6 +67,7 @@ FEATURES = (
     batch_dtype="int32",
     batch_shape=("B", "L"),
     meaning="caption: byte + 3, then 1 = end of sequence, then 0 = padding",
+    padded=True,
   ),
   Feature(
     task_name="example_id",
@@ -89,7 +92,9 @@ def example_id(key: str) -> np.ndarray:
     key: what names the example for good: "<task>/<split>/<relative path>" of a
       folder, task, split, string and index of typography; never its position.
   """
-  digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
+  # A file's name may hold bytes that are no UTF-8 (as lone surrogates).
+  raw = key.encode("utf-8", "surrogatepass")
+  digest = hashlib.blake2b(raw, digest_size=8).digest()
   return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
@@ -146,8 +151,7 @@ def _check(
       f"Feature {name!r} is {array.dtype} of rank {array.ndim}, expected "
       f"{feature.task_dtype} of rank {rank}."
     )
-  padded = name == "text_tokens"
-  if len(array) > length or (len(array) < length and not padded):
+  if len(array) > length or (len(array) < length and not feature.padded):
     raise ValueError(
       f"Feature {name!r} has length {len(array)}, TASK_FEATURE_LENGTHS says "
       f"{length}."

@@ -45,6 +45,17 @@ def test_few_records_are_not_judged_but_then_they_are():
     ledger.accept()
 
 
+def test_bad_records_that_come_first_are_judged_by_the_whole():
+  ledger = rejections.Ledger(max_share=0.05, num_records=200)
+  for i in range(10):
+    ledger.reject(str(i), "bad")  # 10 of 200, though 10 of 10 so far.
+  with pytest.raises(rejections.TooManyRejections, match="11 of 200"):
+    ledger.reject("10", "bad")
+  tiny = rejections.Ledger(max_share=0.05, num_records=3)
+  with pytest.raises(rejections.TooManyRejections, match="1 of 3"):
+    tiny.reject("a", "bad")
+
+
 def test_threads_lose_no_count():
   ledger = rejections.Ledger(max_share=1.0)
 

@@ -10,10 +10,11 @@ that snapshot"; restoring makes those k batches once more and drops them.
 import importlib
 import logging
 import pathlib
+import re
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,58 @@ def explain(error: Exception, what: str) -> Exception:
   for ledger in rejections.ledgers():
     if ledger.error and str(ledger.error).splitlines()[0] in str(error):
       return ledger.error
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  # A Python exception's last line follows its traceback; then come node names.
-  causes = [line for line in lines if not line.startswith(("[[", "{{", "File"))]
-  marked = [line for line in causes if "Error:" in line or "Exception" in line]
+  # A Python exception comes as "Type: message", and then its traceback.
+  message = str(error).partition("Traceback (most recent call last)")[0]
+  message = re.sub(r"\{\{.*?\}\}|\[\[|\]\]|\[Op:\w+\].*", "", message).strip()
   return RuntimeError(
-    f"Reading {what} failed: {(marked or causes or ['?'])[-1]}"
+    f"Reading {what} failed: {message or type(error).__name__}"
   )
+
+
+def examples(
+  name: str,
+  task_feature_lengths: Mapping[str, int],
+  split: str,
+  *,
+  seed: int,
+  module: str | None,
+  endless: bool,
+) -> Iterator[Batch]:
+  """A split's task features, one example at a time, in the source's order.
+
+  Args:
+    name: of the task or mixture.
+    task_feature_lengths: see data/pipeline.py.
+    split: which split.
+    seed: of random preprocessing and mixing.
+    module: imported first.
+    endless: whether a split without an end is welcome.
+  """
+  _hide_accelerators()
+  ds = load(name, module, split).get_dataset(
+    sequence_length=dict(task_feature_lengths),
+    split=split,
+    shuffle=False,
+    seed=seed,
+    num_epochs=1,
+    try_in_mem_cache=False,
+  )
+  what = f"split {split!r} of {name!r}"
+  if not endless and int(ds.cardinality()) == tf.data.INFINITE_CARDINALITY:
+    raise ValueError(f"{what} has no end: say how many, in num_examples.")
+  ds = ds.map(lambda ex: {key: ex[key] for key in task_feature_lengths})
+  iterator = ds.prefetch(64).as_numpy_iterator()
+  return _explained(iterator, what)
+
+
+def _explained(iterator: Iterator[Batch], what: str) -> Iterator[Batch]:
+  while True:
+    try:
+      yield next(iterator)
+    except StopIteration:
+      return
+    except tf.errors.OpError as error:
+      raise explain(error, what) from None
 
 
 class Live:
@@ -83,12 +129,12 @@ class Live:
     _hide_accelerators()
     self.identity = {"kind": "live", **identity, "use_cached": use_cached}
     self._what = f"split {identity['split']!r} of {identity['task']!r}"
-    provider = load(identity["task"], module, identity["split"])
-    self.num_examples: int | None = _num_examples(provider, identity["split"])
-    self._datasets = {
-      stream: self._dataset(provider, stream, feature_converter_cls)
-      for stream in streams
-    }
+    self._provider = load(identity["task"], module, identity["split"])
+    self._feature_converter_cls = feature_converter_cls
+    self._streams = streams
+    self.num_examples: int | None = _num_examples(
+      self._provider, identity["split"]
+    )
     self._end = self._last_batch(host_count)
     self._iterators: dict[int, Any] = {}
     # TensorFlow's threads may be calling Python: iterators have to go before
@@ -96,11 +142,9 @@ class Live:
     weakref.finalize(self, self._iterators.clear)
     self._begin(0, dict.fromkeys(streams, (0, b"")))
 
-  def _dataset(
-    self, provider: Any, stream: int, feature_converter_cls: Callable[..., Any]
-  ) -> tf.data.Dataset:
+  def _dataset(self, stream: int) -> tf.data.Dataset:
     identity = self.identity
-    ds = provider.get_dataset(
+    ds = self._provider.get_dataset(
       sequence_length=identity["task_feature_lengths"],
       split=identity["split"],
       use_cached=identity["use_cached"],
@@ -112,7 +156,7 @@ class Live:
       # every snapshot.
       try_in_mem_cache=False,
     )
-    converter = feature_converter_cls(pack=False)
+    converter = self._feature_converter_cls(pack=False)
     ds = converter(ds, identity["task_feature_lengths"])
     rows = identity["batch_size"] // identity["num_streams"]
     ds = ds.batch(rows, drop_remainder=True).prefetch(1)
@@ -138,8 +182,9 @@ class Live:
   def _begin(
     self, num_batches: int, snapshots: Mapping[int, tuple[int, bytes]]
   ) -> None:
+    # Data sets anew, too: iterated twice, one shuffles in another order.
     self._iterators.clear()
-    self._iterators.update({s: iter(d) for s, d in self._datasets.items()})
+    self._iterators.update({s: iter(self._dataset(s)) for s in self._streams})
     self._num_batches = num_batches
     self._snapshots = dict(snapshots)
     self._snapshots_work = True
@@ -206,14 +251,14 @@ class Live:
     self._snapshot_cost = self._snapshot_time - start
 
   def restore(self, place: state.Place) -> None:
-    missing = set(self._datasets) - set(place.streams)
+    missing = set(self._streams) - set(place.streams)
     if missing:
       raise ValueError(
         f"The saved place has streams {sorted(place.streams)} and lacks "
         f"{sorted(missing)} of this host: put the hosts' states together with "
         "state.merge when saving."
       )
-    mine = {stream: place.streams[stream] for stream in self._datasets}
+    mine = {stream: place.streams[stream] for stream in self._streams}
     self._begin(place.num_batches, mine)
     for stream, iterator in self._iterators.items():
       before, snapshot = mine[stream]

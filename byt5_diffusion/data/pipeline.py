@@ -267,6 +267,7 @@ class Prefetched:
     self._prefetch = prefetch
     self._received = producer.place()
     self._stop: Callable[[], Any] | None = None
+    self._ahead = False  # Whether the producer has made what was not received.
     self._ended: BaseException | None = None
     self.num_examples = producer.num_examples
 
@@ -297,6 +298,9 @@ class Prefetched:
     return error
 
   def _start(self) -> None:
+    if self._ahead:
+      self._producer.restore(self._received)
+    self._ahead = True
     # Neither thread nor finalizer may hold `self`: dropping it ends the thread.
     self._queue: queue.Queue = queue.Queue(self._prefetch)
     stop = threading.Event()
@@ -315,7 +319,6 @@ class Prefetched:
     if self._stop is not None:
       self._stop()
       self._stop = None
-      self._producer.restore(self._received)
 
   def get_state(self) -> bytes:
     return state.pack_place(self._producer.identity, self._received)
@@ -324,7 +327,7 @@ class Prefetched:
     place = state.unpack_place(saved, self._producer.identity)
     self.close()
     self._producer.restore(place)
-    self._received, self._ended = place, None
+    self._received, self._ended, self._ahead = place, None, False
 
 
 def _produce(

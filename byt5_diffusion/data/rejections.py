@@ -27,6 +27,8 @@ class Ledger:
     source: name of the source, for messages.
     max_share: rejected / seen above this raises `TooManyRejections`.
     min_records: nothing is judged before this many records were seen.
+    num_records: records of the source, if known. Then a share of them all is
+      permitted, however early the bad ones come, and min_records says nothing.
     error: the `TooManyRejections` raised, if any: code that runs inside a
       tf.data worker loses its exception's type, and its caller asks here.
   """
@@ -37,6 +39,7 @@ class Ledger:
     *,
     max_share: float = 0.05,
     min_records: int = 100,
+    num_records: int | None = None,
   ):
     if not 0 <= max_share <= 1:
       raise ValueError(f"{max_share=} must be in [0, 1].")
@@ -45,6 +48,7 @@ class Ledger:
     self.source = source
     self.max_share = max_share
     self.min_records = min_records
+    self.num_records = num_records
     self.error: TooManyRejections | None = None
     self._lock = threading.Lock()
     self._accepted = 0
@@ -82,16 +86,24 @@ class Ledger:
       }
 
   def _share(self) -> float:
-    return self._rejected / max(1, self._accepted + self._rejected)
+    return self._rejected / max(1, self._total())
+
+  def _total(self) -> int:
+    return max(self._accepted + self._rejected, self.num_records or 0)
 
   def _judge(self) -> None:
-    seen = self._accepted + self._rejected
-    if seen < self.min_records or self._share() <= self.max_share:
+    if self.error is not None:
+      raise self.error  # Other threads may be at work still: one answer.
+    total = self._total()
+    known = self.num_records is not None
+    if self._share() <= self.max_share:
+      return
+    if total < self.min_records and not known:
       return
     shown = list(self._reasons.items())[:_SHOWN_IN_ERROR]
     lines = "".join(f"\n  {name}: {reason}" for name, reason in shown)
     self.error = TooManyRejections(
-      f"{self.source}: {self._rejected} of {seen} records cannot be used "
+      f"{self.source}: {self._rejected} of {total} records cannot be used "
       f"({self._share():.1%}, at most {self.max_share:.1%} may be). Repair or "
       f"remove them, or raise max_rejected_share. The first ones:{lines}"
     )

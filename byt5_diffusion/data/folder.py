@@ -1,0 +1,244 @@
+"""Your own pictures with captions, as they lie in a folder.
+
+Either every picture has its caption beside it, in a text file of its name
+
+  photos/cat.jpg  photos/cat.txt
+
+or the folder has one `captions.jsonl`, which then is the whole truth:
+
+  {"file": "cats/cat.jpg", "caption": "A cat that reads."}
+
+Files are only ever read. A file named in captions.jsonl, and a link, must stay
+inside the folder. No TensorFlow here: tasks/image_caption_folder.py makes the
+SeqIO task.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from byt5_diffusion import feature_converters
+from byt5_diffusion.data import images, rejections, text
+
+CAPTIONS = "captions.jsonl"
+EXTENSIONS = (
+  ".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"
+)  # fmt: skip
+SPLITS = ("train", "validation")
+_MAX_CAPTION_BYTES = 2**20  # More than any model reads.
+
+
+class Pair(NamedTuple):
+  """A picture's path relative to the folder, with "/", and its caption."""
+
+  file: str
+  caption: str
+
+
+class FolderSource:
+  """The pictures and captions of a folder, in the order of their paths.
+
+  Attributes:
+    folder: absolute path.
+    pairs: {split: [Pair]}; which split a picture is in depends on its path
+      alone, so adding pictures moves no other (but see validation_share).
+    name: in messages and of the ledger (data/rejections.py).
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    *,
+    validation_share: float = 0.05,
+    max_rejected_share: float = 0.05,
+    name: str | None = None,
+  ):
+    """Lists the folder; pictures are opened later, one by one.
+
+    Args:
+      folder: searched with all its folders, except names that begin with ".".
+      validation_share: probability of a picture to be in "validation". At least
+        one is, if there are two.
+      max_rejected_share: share of unusable records that is put up with.
+      name: the folder's path by default.
+
+    Raises:
+      ValueError: no folder, or nothing usable in it.
+      rejections.TooManyRejections: too many files cannot be paired.
+    """
+    self.folder = pathlib.Path(folder).expanduser().absolute()
+    self.name = name or str(self.folder)
+    self._max_rejected_share = max_rejected_share
+    if not 0 <= validation_share < 1:
+      raise ValueError(f"{validation_share=} must be in [0, 1).")
+    if not self.folder.is_dir():
+      raise ValueError(f"{self.folder} is not a folder.")
+    self._root = self.folder.resolve()
+    pairs, problems = self._list()
+    if not pairs and not problems:
+      raise ValueError(
+        f"{self.folder} holds no pictures ({', '.join(EXTENSIONS)})."
+      )
+    self._judge(len(pairs), problems)
+    self.pairs = _split(sorted(pairs), validation_share)
+
+  def _list(self) -> tuple[list[Pair], list[tuple[str, str]]]:
+    """All pairs, and (name, reason) of what cannot be one."""
+    if (self.folder / CAPTIONS).exists():
+      return self._list_captions(self.folder / CAPTIONS)
+    pairs, problems = [], []
+    for path in _pictures(self.folder):
+      file = path.relative_to(self.folder).as_posix()
+      caption_path = path.with_suffix(".txt")
+      if not caption_path.exists():
+        problems.append((file, f"no caption: no .txt file and no {CAPTIONS}"))
+      elif not (self._inside(path) and self._inside(caption_path)):
+        problems.append((file, "a link that leads out of the folder"))
+      elif caption := _read_caption(caption_path):
+        pairs.append(Pair(file, caption))
+      else:
+        problems.append((file, "empty caption"))
+    return pairs, problems
+
+  def _list_captions(
+    self, path: pathlib.Path
+  ) -> tuple[list[Pair], list[tuple[str, str]]]:
+    pairs: dict[str, Pair] = {}
+    problems = []
+    with path.open("rb") as lines:
+      for number, line in enumerate(lines, 1):
+        if not line.strip():
+          continue
+        try:
+          pair = self._parse(line)
+          if pair.file in pairs:
+            raise ValueError("file listed twice")
+          pairs[pair.file] = pair
+        except ValueError as error:
+          problems.append((f"{CAPTIONS}:{number}", str(error)))
+    return list(pairs.values()), problems
+
+  def _parse(self, line: bytes) -> Pair:
+    """One line of captions.jsonl; ValueError says what is wrong with it."""
+    try:
+      row = json.loads(text.to_text(line))
+      file, caption = row["file"], row["caption"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+      raise ValueError('not JSON like {"file": ..., "caption": ...}') from None
+    if not isinstance(file, str) or not isinstance(caption, str):
+      raise ValueError("file and caption must be strings")
+    caption = text.to_text(caption).strip()
+    if not caption:
+      raise ValueError("empty caption")
+    parts = pathlib.PurePosixPath(file).parts
+    if not parts or "\0" in file or file.startswith("/") or ".." in parts:
+      raise ValueError(f"file must stay inside the folder: {file!r}")
+    file = "/".join(parts)
+    path = self.folder / file
+    try:
+      if not path.is_file():
+        raise ValueError(f"no such file: {file!r}")
+    except (OSError, UnicodeError):
+      raise ValueError(f"not a possible file name: {file[:80]!r}") from None
+    if not self._inside(path):
+      raise ValueError(f"file must stay inside the folder: {file!r}")
+    return Pair(file, caption)
+
+  def _inside(self, path: pathlib.Path) -> bool:
+    return path.resolve().is_relative_to(self._root)
+
+  def _judge(self, num_pairs: int, problems: list[tuple[str, str]]) -> None:
+    """Names what cannot be used, or stops if it is too much."""
+    ledger = rejections.Ledger(
+      f"{self.name} (listing)",
+      max_share=self._max_rejected_share,
+      num_records=num_pairs + len(problems),
+    )
+    for file, reason in problems:
+      ledger.reject(file, reason)
+
+  def ledger(self) -> rejections.Ledger:
+    """Where `read`'s callers count; judged by the folder's size."""
+    return rejections.ledger(
+      self.name,
+      max_share=self._max_rejected_share,
+      num_records=sum(len(pairs) for pairs in self.pairs.values()),
+    )
+
+  def read(
+    self,
+    split: str,
+    index: int,
+    *,
+    height: int,
+    width: int,
+    max_length: int,
+    fit: str = "pad",
+  ) -> dict[str, np.ndarray]:
+    """Example `index` of a split as task features (feature_converters).
+
+    Args:
+      split: "train" or "validation".
+      index: place in `pairs[split]`.
+      height: rows of the picture.
+      width: columns of the picture.
+      max_length: most caption ids, the end of sequence included.
+      fit: how pictures of other proportions are fitted: see images.fit.
+
+    Raises:
+      images.BadImage: the file cannot be used.
+    """
+    pair = self.pairs[split][index]
+    path = self.folder / pair.file
+    if not self._inside(path):  # It may have been replaced since the listing.
+      raise images.BadImage(pair.file, "a link that leads out of the folder")
+    image = images.decode_image(path, name=pair.file)
+    return {
+      "image": images.fit(image, height, width, fit),
+      "text_tokens": text.encode(pair.caption, max_length),
+      "example_id": feature_converters.example_id(pair.file),
+    }
+
+
+def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Picture files below a folder. Links to folders are not followed."""
+
+  def stop(error: OSError) -> None:
+    raise error  # A folder that cannot be listed must not look empty.
+
+  found = []
+  for root, folders, files in os.walk(folder, onerror=stop):
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    found += [
+      pathlib.Path(root, name)
+      for name in files
+      if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    ]
+  return found
+
+
+def _read_caption(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    raw = file.read(_MAX_CAPTION_BYTES)
+  return text.to_text(raw).removeprefix("\ufeff").strip()
+
+
+def _position(file: str) -> float:
+  """A number in [0, 1) that depends on the path alone."""
+  raw = file.encode("utf-8", "surrogatepass")
+  digest = hashlib.blake2b(raw, digest_size=8, person=b"split").digest()
+  return int.from_bytes(digest, "little") / 2**64
+
+
+def _split(pairs: list[Pair], share: float) -> dict[str, list[Pair]]:
+  positions = [_position(pair.file) for pair in pairs]
+  limit = share
+  if share and len(pairs) > 1 and min(positions) >= share:
+    limit = np.nextafter(min(positions), 1.0)
+  train = [p for p, at in zip(pairs, positions, strict=True) if at >= limit]
+  held = [p for p, at in zip(pairs, positions, strict=True) if at < limit]
+  return {"train": train, "validation": held}

@@ -1,0 +1,198 @@
+"""Training on your own pictures: a folder with captions (data/folder.py).
+
+In a gin file, one binding names the folder, and one macro the data:
+
+  from byt5_diffusion.tasks import image_caption_folder
+
+  MIXTURE_OR_TASK_NAME = @image_caption_folder.task()
+  image_caption_folder.task:
+    folder = "/home/me/photos"
+    height = 64
+    width = 64
+  TASK_FEATURE_LENGTHS = {"image": 64, "text_tokens": 128, "example_id": 2}
+
+`task` registers the SeqIO task and gives its name, under this project's trainer
+and under T5X alike. Splits: train, validation. Pictures that cannot be used are
+skipped, counted and named; more than 5 % of them end the run.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from byt5_diffusion import feature_converters
+from byt5_diffusion.data import folder as folder_source
+from byt5_diffusion.data import images
+
+OUTPUT_FEATURES = {
+  "image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3),
+  "text_tokens": seqio.Feature(
+    vocabulary=seqio.ByteVocabulary(), add_eos=True, dtype=tf.int32
+  ),
+  "example_id": seqio.ContinuousFeature(dtype=tf.uint32, rank=1),
+}
+
+_registered: dict[str, dict[str, Any]] = {}
+
+
+class PlaceSource(seqio.DataSource):
+  """Places 0..n-1 of a split, shuffled as a whole: pictures stay on disk."""
+
+  def __init__(self, num_examples: Mapping[str, int]):
+    super().__init__(
+      splits=[split for split, count in num_examples.items() if count],
+      num_input_examples=num_examples,
+      performs_internal_shuffling=True,
+    )
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return True
+
+  def list_shards(self, split: str) -> list[str]:
+    return [split]
+
+  def get_dataset(
+    self,
+    split: str = "train",
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    **unused: Any,
+  ) -> tf.data.Dataset:
+    """Every shard shuffles all places alike, then takes its own of them."""
+    count = self.num_input_examples(split)
+    ds = tf.data.Dataset.range(count)
+    if shuffle:
+      ds = ds.shuffle(count, seed=0 if seed is None else seed)
+    if shard_info is not None:
+      ds = ds.shard(shard_info.num_shards, shard_info.index)
+    return ds.map(lambda place: {"place": place, "split": split})
+
+
+def add_image_caption_folder_task(
+  name: str,
+  folder: str | os.PathLike[str],
+  height: int,
+  width: int,
+  *,
+  fit: str = "pad",
+  validation_share: float = 0.05,
+  max_rejected_share: float = 0.05,
+) -> None:
+  """Registers a SeqIO task that reads a folder of captioned pictures.
+
+  Args:
+    name: of the task.
+    folder: see data/folder.py.
+    height: rows of every picture; TASK_FEATURE_LENGTHS["image"] must be equal.
+    width: columns of every picture.
+    fit: "pad" or "crop" (data/images.py).
+    validation_share: share of the pictures kept for validation.
+    max_rejected_share: more unusable records than this end the run.
+
+  Raises:
+    ValueError: the folder is empty or absent, or the name is taken.
+  """
+  if height < 1 or width < 1:
+    raise ValueError(f"{height=} and {width=} must be positive.")
+  images.fit(np.zeros((height, width, 3), np.uint8), height, width, fit)
+  source = folder_source.FolderSource(
+    folder,
+    validation_share=validation_share,
+    max_rejected_share=max_rejected_share,
+    name=name,
+  )
+
+  def read(place: int, split: bytes, max_length: int) -> tuple[Any, ...]:
+    ledger = source.ledger()
+    try:
+      example = source.read(
+        split.decode(),
+        int(place),
+        height=height,
+        width=width,
+        max_length=int(max_length),
+        fit=fit,
+      )
+    except images.BadImage as error:
+      ledger.reject(error.file, error.reason)
+      empty = np.zeros((height, width, 3), np.uint8)
+      return empty, np.zeros(0, np.int32), np.zeros(2, np.uint32), False
+    ledger.accept()
+    return *(example[key] for key in OUTPUT_FEATURES), True
+
+  def load(
+    ds: tf.data.Dataset, sequence_length: Mapping[str, int] | None
+  ) -> tf.data.Dataset:
+    # T5X measures lengths by asking without any.
+    max_length = (sequence_length or {}).get("text_tokens") or 2**20
+
+    def parse(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+      image, tokens, key, good = tf.numpy_function(
+        read,
+        [features["place"], features["split"], max_length],
+        [tf.uint8, tf.int32, tf.uint32, tf.bool],
+        stateful=False,  # The same place gives the same example: resumable.
+      )
+      return {
+        "image": tf.ensure_shape(image, [height, width, 3]),
+        "text_tokens": tf.ensure_shape(tokens, [None]),
+        "example_id": tf.ensure_shape(key, [2]),
+        "good": tf.ensure_shape(good, []),
+      }
+
+    ds = ds.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    ds = ds.filter(lambda example: example["good"])
+    return ds.map(lambda ex: {key: ex[key] for key in OUTPUT_FEATURES})
+
+  seqio.TaskRegistry.add(
+    name,
+    source=PlaceSource({k: len(v) for k, v in source.pairs.items()}),
+    preprocessors=[load],
+    output_features=OUTPUT_FEATURES,
+    shuffle_buffer_size=None,
+  )
+
+
+def task(
+  *,
+  folder: str,
+  height: int,
+  width: int,
+  name: str = "image_caption_folder",
+  fit: str = "pad",
+  validation_share: float = 0.05,
+  max_rejected_share: float = 0.05,
+) -> str:
+  """Registers the folder's task once; returns its name. For gin: see above.
+
+  Raises:
+    ValueError: the name stands for another folder or size already.
+  """
+  options: dict[str, Any] = {
+    "folder": str(folder),
+    "height": height,
+    "width": width,
+    "fit": fit,
+    "validation_share": validation_share,
+    "max_rejected_share": max_rejected_share,
+  }
+  if name not in _registered:
+    add_image_caption_folder_task(name, **options)
+    _registered[name] = options
+  elif _registered[name] != options:
+    raise ValueError(
+      f"The task {name!r} has been registered with {_registered[name]}; give "
+      f"another `name` to the one with {options}."
+    )
+  return name
+
+
+assert set(OUTPUT_FEATURES) == {
+  feature.task_name for feature in feature_converters.FEATURES
+}

@@ -1,0 +1,241 @@
+"""A folder of pictures: pairing, splits, hostile names, and the whole task."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from byt5_diffusion import feature_converters
+from byt5_diffusion.data import folder, images, pipeline, rejections, text
+
+LENGTHS = {"image": 8, "text_tokens": 16, "example_id": 2}
+
+
+def _png(level: int = 0) -> bytes:
+  buffer = io.BytesIO()
+  Image.new("RGB", (12, 8), (level, level, level)).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def _fill(root, count: int, start: int = 0) -> None:
+  for i in range(start, start + count):
+    part = root / f"part{i % 3}"
+    part.mkdir(parents=True, exist_ok=True)
+    (part / f"{i:03d}.png").write_bytes(_png(i))
+    (part / f"{i:03d}.txt").write_text(f"picture {i}\n", encoding="utf-8")
+
+
+def _read(source, split, index):
+  return source.read(split, index, height=8, width=12, max_length=16)
+
+
+def _all(source):
+  return sorted(source.pairs["train"] + source.pairs["validation"])
+
+
+def test_pairs_by_name(tmp_path):
+  _fill(tmp_path, 40)
+  (tmp_path / "notes.txt").write_text("no picture of this name")
+  (tmp_path / ".hidden").mkdir()
+  (tmp_path / ".hidden" / "x.png").write_bytes(_png())
+  source = folder.FolderSource(tmp_path)
+  pairs = _all(source)
+  assert len(pairs) == 40
+  assert pairs[0] == folder.Pair("part0/000.png", "picture 0")
+  for split in folder.SPLITS:
+    assert source.pairs[split] == sorted(source.pairs[split])
+    for index, pair in enumerate(source.pairs[split]):
+      example = _read(source, split, index)
+      number = int(pair.file[6:9])
+      np.testing.assert_array_equal(example["image"], number)
+      assert text.decode(example["text_tokens"]) == f"picture {number}"
+      np.testing.assert_array_equal(
+        example["example_id"], feature_converters.example_id(pair.file)
+      )
+
+
+def test_captions_jsonl(tmp_path):
+  _fill(tmp_path, 3)
+  rows = [
+    {"file": "part0/000.png", "caption": "猫"},
+    {"file": "./part1/001.png", "caption": "  a dog ", "more": 1},
+  ]
+  lines = "\n\n".join(json.dumps(row) for row in rows)
+  (tmp_path / "captions.jsonl").write_text(lines)
+  assert _all(folder.FolderSource(tmp_path)) == [
+    ("part0/000.png", "猫"),
+    ("part1/001.png", "a dog"),
+  ]
+
+
+HOSTILE = [
+  ("../secret.png", "stay inside"),
+  ("/etc/passwd", "stay inside"),
+  ("part0/../../secret.png", "stay inside"),
+  ("link.png", "stay inside"),
+  ("part0/000.png\0", "stay inside"),
+  ("", "stay inside"),
+  (".", "stay inside"),
+  ("x" * 5000, "no such file|not a possible"),
+  ("part0/none.png", "no such file"),
+  (7, "must be strings"),
+]
+
+
+@pytest.mark.parametrize(("file", "reason"), HOSTILE)
+def test_captions_cannot_leave_the_folder(tmp_path, file, reason):
+  (tmp_path / "secret.png").write_bytes(_png())
+  root = tmp_path / "photos"
+  _fill(root, 1)
+  os.symlink(tmp_path / "secret.png", root / "link.png")
+  (root / "captions.jsonl").write_text(
+    json.dumps({"file": file, "caption": "a"})
+  )
+  with pytest.raises(rejections.TooManyRejections, match=reason):
+    folder.FolderSource(root)
+
+
+@pytest.mark.parametrize(
+  "line",
+  ["{", "[]", "3", '{"file": "a.png"}', "[" * 100_000, '{"file": 1e999}'],
+)
+def test_bad_lines_are_named(tmp_path, line):
+  (tmp_path / "captions.jsonl").write_text(f"\n{line}\n")
+  with pytest.raises(rejections.TooManyRejections, match=r"jsonl:2: not JSON"):
+    folder.FolderSource(tmp_path)
+
+
+def test_files_without_a_caption_are_named(tmp_path):
+  _fill(tmp_path, 60)
+  (tmp_path / "part0" / "000.txt").unlink()
+  (tmp_path / "part1" / "001.txt").write_text(" \n")
+  assert len(_all(folder.FolderSource(tmp_path))) == 58
+  for i in range(3, 9):
+    (tmp_path / f"part{i % 3}" / f"{i:03d}.txt").unlink()
+  with pytest.raises(rejections.TooManyRejections) as caught:
+    folder.FolderSource(tmp_path)
+  assert "part0/000.png: no caption" in str(caught.value)
+  assert len(_all(folder.FolderSource(tmp_path, max_rejected_share=0.5))) == 52
+
+
+def test_links_do_not_lead_out(tmp_path):
+  (tmp_path / "secret.png").write_bytes(_png())
+  (tmp_path / "secret.txt").write_text("secret")
+  root = tmp_path / "photos"
+  _fill(root, 2)
+  os.symlink(tmp_path / "secret.png", root / "a.png")
+  (root / "a.txt").write_text("a")
+  (root / "b.png").write_bytes(_png())
+  os.symlink(tmp_path / "secret.txt", root / "b.txt")
+  os.symlink(root / "part0" / "000.png", root / "c.png")  # Stays inside.
+  (root / "c.txt").write_text("c")
+  os.symlink(tmp_path, root / "outside")
+  source = folder.FolderSource(root, max_rejected_share=0.5)
+  assert [pair.file for pair in _all(source)] == [
+    "c.png",
+    "part0/000.png",
+    "part1/001.png",
+  ]
+  # A picture that becomes a link after the listing is refused when read.
+  split = "train" if source.pairs["train"] else "validation"
+  file = root / source.pairs[split][0].file
+  file.unlink()
+  os.symlink(tmp_path / "secret.png", file)
+  with pytest.raises(images.BadImage, match="leads out"):
+    _read(source, split, 0)
+
+
+def test_splits_depend_on_paths_alone(tmp_path):
+  _fill(tmp_path, 400)
+  before = folder.FolderSource(tmp_path, validation_share=0.2).pairs
+  assert 50 < len(before["validation"]) < 110
+  _fill(tmp_path, 50, start=400)
+  after = folder.FolderSource(tmp_path, validation_share=0.2).pairs
+  for split in folder.SPLITS:
+    assert set(before[split]) <= set(after[split])
+  none = folder.FolderSource(tmp_path, validation_share=0.0).pairs
+  assert len(none["train"]) == 450 and not none["validation"]
+
+
+def test_two_pictures_give_both_splits(tmp_path):
+  _fill(tmp_path, 2)
+  source = folder.FolderSource(tmp_path)
+  assert [len(source.pairs[split]) for split in folder.SPLITS] == [1, 1]
+
+
+def test_folders_without_pictures(tmp_path):
+  with pytest.raises(ValueError, match="holds no pictures"):
+    folder.FolderSource(tmp_path)
+  with pytest.raises(ValueError, match="is not a folder"):
+    folder.FolderSource(tmp_path / "absent")
+
+
+def _open(name, **options):
+  arguments = {
+    "mixture_or_task_name": name,
+    "task_feature_lengths": LENGTHS,
+    "split": "train",
+    "batch_size": 8,
+  }
+  return pipeline.open_data(**(arguments | options))
+
+
+def _task(tmp_path, **options):
+  pytest.importorskip("seqio")
+  from byt5_diffusion.tasks import image_caption_folder
+
+  name = f"folder_{tmp_path.name}"
+  return image_caption_folder.task(
+    folder=tmp_path, height=8, width=12, name=name, **options
+  )
+
+
+def test_task_trains_shuffles_and_resumes(tmp_path):
+  _fill(tmp_path, 30)
+  name = _task(tmp_path)
+  assert _task(tmp_path) == name  # Again is no harm.
+  with pytest.raises(ValueError, match="another `name`"):
+    _task(tmp_path, fit="crop")
+  count = len(folder.FolderSource(tmp_path).pairs["train"])
+  data = _open(name)
+  assert data.num_examples == count
+  seen = [next(data) for _ in range(6)]
+  state = data.get_state()
+  rest = [next(data) for _ in range(3)]
+  keys = [tuple(key) for batch in seen for key in batch["example_id"]]
+  assert len(set(keys[:count])) == count  # Each picture once per epoch,
+  assert keys[:count] != keys[count : 2 * count]  # in another order.
+  again = _open(name)
+  again.set_state(state)
+  for batch in rest:
+    repeated = next(again)
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], repeated[key])
+  assert seen[0]["images"].shape == (8, 8, 12, 3)
+
+
+def test_task_skips_and_counts_bad_pictures(tmp_path):
+  _fill(tmp_path, 60)
+  bad = [pair.file for pair in folder.FolderSource(tmp_path).pairs["train"][:2]]
+  for file in bad:
+    (tmp_path / file).write_bytes(b"no picture")
+  name = _task(tmp_path)
+  data = _open(name, num_epochs=1, shuffle=False, batch_size=2)
+  keys = {tuple(key) for batch in data for key in batch["example_id"]}
+  assert not keys & {tuple(feature_converters.example_id(f)) for f in bad}
+  summary = rejections.ledger(name).summary()
+  assert set(summary["names"]) == set(bad)
+  assert (tmp_path / bad[0]).read_bytes() == b"no picture"
+
+
+def test_too_many_bad_pictures_stop_the_run_with_the_reason(tmp_path):
+  _fill(tmp_path, 40)
+  for file in tmp_path.glob("part0/*.png"):
+    file.write_bytes(b"")
+  data = _open(_task(tmp_path))
+  with pytest.raises(rejections.TooManyRejections, match=r"png: empty file"):
+    for _ in range(20):
+      next(data)
