@@ -239,3 +239,35 @@ def test_too_many_bad_pictures_stop_the_run_with_the_reason(tmp_path):
   with pytest.raises(rejections.TooManyRejections, match=r"png: empty file"):
     for _ in range(20):
       next(data)
+
+
+def test_gin_names_the_folder_by_one_binding(tmp_path):
+  pytest.importorskip("seqio")
+  import gin
+
+  _fill(tmp_path, 4)
+  with gin.unlock_config():
+    gin.clear_config()
+    gin.parse_config(f"""
+      from __gin__ import dynamic_registration
+      from byt5_diffusion.data import pipeline
+      from byt5_diffusion.tasks import image_caption_folder
+
+      MIXTURE_OR_TASK_NAME = @image_caption_folder.task()
+      image_caption_folder.task:
+        folder = "{tmp_path}"
+        height = 8
+        width = 12
+        name = "folder_by_gin"
+      pipeline.open_data:
+        mixture_or_task_name = %MIXTURE_OR_TASK_NAME
+        task_feature_lengths = {LENGTHS}
+        split = "train"
+        batch_size = 2
+    """)
+    try:
+      data = gin.get_configurable("pipeline.open_data")()
+      assert next(data)["images"].shape == (2, 8, 12, 3)
+      assert gin.query_parameter("image_caption_folder.task.height") == 8
+    finally:
+      gin.clear_config()

@@ -40,7 +40,7 @@ def open_data(tmp_path_factory):
       "task_feature_lengths": toy_task.LENGTHS,
       "split": "train",
       "batch_size": 8,
-      "num_streams": 4,
+      "num_streams": 2,
       "prepared_dir": str(path) if kind == "prepared" else None,
     }
     return pipeline.open_data(**(arguments | options))
@@ -49,9 +49,10 @@ def open_data(tmp_path_factory):
 
 
 def _hosts(open_data, kind, host_count, **options):
+  """The data of all hosts, in 4 streams."""
+  options = {"num_streams": 4, "host_count": host_count} | options
   return [
-    open_data(kind, host_index=host, host_count=host_count, **options)
-    for host in range(host_count)
+    open_data(kind, host_index=host, **options) for host in range(host_count)
   ]
 
 
@@ -74,7 +75,6 @@ def test_order_is_the_same_for_any_number_of_hosts(open_data, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_example_once_per_epoch(open_data, kind):
-  # 4 streams, 52 = 13 * 4 > 50 examples: stream by stream in the live case.
   data = open_data(kind, num_streams=1, batch_size=10)
   ids = toy_task.ids(data, 15)
   epochs = [ids[:50], ids[50:100], ids[100:]]
@@ -129,7 +129,7 @@ def test_another_number_of_hosts_can_continue(open_data, kind):
   two = _hosts(open_data, kind, 2)
   _global_ids(two, 5)
   saved = state.merge([host.get_state() for host in two])
-  for count in (1, 4):
+  for count in (1, 4) if kind == "prepared" else (4,):
     hosts = _hosts(open_data, kind, count)
     for host in hosts:
       host.set_state(saved)
@@ -137,13 +137,13 @@ def test_another_number_of_hosts_can_continue(open_data, kind):
 
 
 def test_states_that_do_not_belong_together(open_data):
-  two = _hosts(open_data, "live", 2)
+  two = _hosts(open_data, "live", 2, num_streams=2)
   next(two[0])
   with pytest.raises(ValueError, match="different steps"):
     state.merge([host.get_state() for host in two])
   next(two[1])
   one = open_data()
-  with pytest.raises(ValueError, match=r"lacks \[2, 3\].*state\.merge"):
+  with pytest.raises(ValueError, match=r"lacks \[1\].*state\.merge"):
     one.set_state(two[0].get_state())
 
 
@@ -154,7 +154,7 @@ def test_states_that_do_not_belong_together(open_data):
     {"batch_size": 4},
     {"seed": 5},
     {"split": "validation"},
-    {"num_streams": 2},
+    {"num_streams": 1},
     {"shuffle": False},
   ],
 )
@@ -215,9 +215,9 @@ def test_hosts_end_a_pass_together(open_data, kind):
     count: [
       sum(1 for _ in host) for host in _hosts(open_data, kind, count, **options)
     ]
-    for count in (1, 2, 4)
+    for count in (1, 2)
   }
-  assert lengths == {1: [5], 2: [5] * 2, 4: [5] * 4}
+  assert lengths == {1: [5], 2: [5] * 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,7 +237,7 @@ def test_data_smaller_than_a_batch_still_train(open_data, kind):
 def test_arguments_that_do_not_fit(open_data):
   for options, message in [
     ({"num_streams": 3}, "batch_size=8 must be a multiple of num_streams=3"),
-    ({"host_count": 3}, "num_streams=4 must be a multiple of host_count=3"),
+    ({"host_count": 3}, "num_streams=2 must be a multiple of host_count=3"),
     ({"host_index": 1}, "host_index=1 must be in"),
     ({"num_epochs": 0}, "num_epochs=0 must be positive"),
     ({"prefetch": 0}, "prefetch=0"),
@@ -304,13 +304,8 @@ def test_a_damaged_record_arrives_as_itself(open_data, tmp_path):
 
 
 def test_an_empty_stream_is_named(open_data):
-  toy_task.add("toy_of_three", num_examples=None)
-  data = open_data(
-    mixture_or_task_name="toy_of_three",
-    split="validation",
-    num_streams=32,
-    batch_size=32,
-  )
+  toy_task.add("toy_of_one", counts={"train": 1})
+  data = open_data(mixture_or_task_name="toy_of_one")
   with pytest.raises(ValueError, match="empty stream"):
     next(data)
 
@@ -387,7 +382,7 @@ def test_a_program_that_reads_live_data_can_exit():
     toy_task.add("toy")
     data = pipeline.open_data(
       mixture_or_task_name="toy", task_feature_lengths=toy_task.LENGTHS,
-      split="train", batch_size=8, num_streams=4)
+      split="train", batch_size=8)
     for _ in range(20):
       next(data)
     print("left")

@@ -29,10 +29,13 @@ def example(index: int, split: str = "train") -> dict[str, np.ndarray]:
   }
 
 
-def _indices(split, shuffle_files, seed=None):
-  ds = tf.data.Dataset.range(NUM_EXAMPLES[split])
-  ds = ds.shuffle(NUM_EXAMPLES[split], seed) if shuffle_files else ds
-  return ds.map(lambda i: {"index": i, "split": split})
+def _source(counts):
+  def numbers(split, shuffle_files, seed=None):
+    ds = tf.data.Dataset.range(counts[split])
+    ds = ds.shuffle(counts[split], seed) if shuffle_files else ds
+    return ds.map(lambda i: {"index": i, "split": split})
+
+  return numbers
 
 
 def _draw(make, features):
@@ -53,18 +56,18 @@ def _draw(make, features):
   }
 
 
-def add(name: str, make=example, num_examples=NUM_EXAMPLES) -> None:
+def add(name: str, make=example, counts=None) -> None:
   """Registers the task once."""
+  counts = counts or NUM_EXAMPLES
   if name in seqio.TaskRegistry.names():
     return
+  source = seqio.FunctionDataSource(
+    _source(counts), splits=list(counts), num_input_examples=counts
+  )
   seqio.TaskRegistry.add(
     name,
-    source=seqio.FunctionDataSource(
-      _indices, splits=list(NUM_EXAMPLES), num_input_examples=num_examples
-    ),
-    preprocessors=[
-      seqio.map_over_dataset(functools.partial(_draw, make)),
-    ],
+    source=source,
+    preprocessors=[seqio.map_over_dataset(functools.partial(_draw, make))],
     output_features=FEATURES,
     shuffle_buffer_size=8,
   )

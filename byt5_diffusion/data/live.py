@@ -137,6 +137,7 @@ class Live:
     )
     self._end = self._last_batch(host_count)
     self._iterators: dict[int, Any] = {}
+    self._used = True
     # TensorFlow's threads may be calling Python: iterators have to go before
     # the interpreter does, or its exit waits for them for ever.
     weakref.finalize(self, self._iterators.clear)
@@ -183,8 +184,10 @@ class Live:
     self, num_batches: int, snapshots: Mapping[int, tuple[int, bytes]]
   ) -> None:
     # Data sets anew, too: iterated twice, one shuffles in another order.
-    self._iterators.clear()
-    self._iterators.update({s: iter(self._dataset(s)) for s in self._streams})
+    if self._used:
+      self._iterators.clear()
+      self._iterators.update({s: iter(self._dataset(s)) for s in self._streams})
+      self._used = False
     self._num_batches = num_batches
     self._snapshots = dict(snapshots)
     self._snapshots_work = True
@@ -195,6 +198,7 @@ class Live:
     if self._end is not None and self._num_batches >= self._end:
       raise StopIteration
     self._snapshot_if_due()
+    self._used = True
     parts = [self._next_rows(it) for it in self._iterators.values()]
     self._num_batches += 1
     if len(parts) == 1:
@@ -260,6 +264,7 @@ class Live:
       )
     mine = {stream: place.streams[stream] for stream in self._streams}
     self._begin(place.num_batches, mine)
+    self._used = place.num_batches > 0
     for stream, iterator in self._iterators.items():
       before, snapshot = mine[stream]
       if snapshot:
