@@ -162,7 +162,7 @@ def evaluate(
   telemetry.enable_compilation_cache()
   restored = checkpoints.restore_params(checkpoint_path, step, ema=use_ema)
   params, extra = restored.params, restored.extra
-  frozen = variables.restore_frozen(model, extra, checkpoint_path)
+  frozen = variables.restore_frozen(extra, checkpoint_path)
   validate = make_validation(
     model, validation_data, batch_size, eval_steps, partitioning
   )

@@ -129,7 +129,7 @@ class Generator:
     return cls(
       model=model,
       params=restored.params,
-      frozen=variables.restore_frozen(model, restored.extra, model_dir),
+      frozen=variables.restore_frozen(restored.extra, model_dir),
       step=restored.step,
       batch_size=batch_size,
     )
@@ -207,7 +207,7 @@ def infer(
   generator = Generator(
     model=model,
     params=restored.params,
-    frozen=variables.restore_frozen(model, restored.extra, checkpoint_path),
+    frozen=variables.restore_frozen(restored.extra, checkpoint_path),
     step=restored.step,
     batch_size=batch_size,
   )

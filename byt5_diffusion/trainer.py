@@ -156,7 +156,7 @@ def train(
     sample_texts: captions drawn every sample_period steps.
     random_seed: of initial values, noise and dropout.
     frozen_checkpoint: tree of the frozen networks (checkpoints.save_tree);
-      None initialises them from random_seed, which only tests want.
+      None draws them at random, which only trials want.
 
   Returns:
     The last state.
@@ -197,7 +197,7 @@ def train(
   # State: restored where there is something to restore.
   init_rng, train_rng = jax.random.split(jax.random.key(random_seed))
   frozen, frozen_record = variables.load_frozen(
-    model, shapes, init_rng, frozen_checkpoint, partitioning
+    model, shapes, init_rng, frozen_checkpoint, partitioning, directory
   )
   extra = {
     "batch_size": batch_size,

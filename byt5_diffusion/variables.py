@@ -5,6 +5,8 @@ from a tree of their own (checkpoints.save_tree), of which a run's checkpoints
 hold the path and the sha256 only.
 """
 
+import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +19,8 @@ from byt5_diffusion import partitioning as partitioning_lib
 Array = jax.Array
 PyTree = Any
 TrainState = train_state.TrainState
+
+FROZEN_DIR = "frozen"
 
 
 def global_shapes(
@@ -56,7 +60,7 @@ def make_init(
     abstract,
     shardings,
   )
-  return jax.jit(init, out_shardings=shardings), state_shapes
+  return _run_once(jax.jit(init, out_shardings=shardings)), state_shapes
 
 
 def load_frozen(
@@ -65,12 +69,19 @@ def load_frozen(
   rng: Array,
   path: str | None,
   partitioning: partitioning_lib.Partitioning,
+  model_dir: pathlib.Path,
 ) -> tuple[PyTree, dict[str, Any] | None]:
-  """The frozen networks on the devices, and what a checkpoint says of them."""
+  """The frozen networks on the devices, and what a checkpoint says of them.
+
+  Without a path they are drawn from rng, once, and kept in model_dir/frozen:
+  random frozen weights are of use to tests and trials only.
+  """
   input_shapes = {name: x.shape for name, x in shapes.items()}
-  abstract = jax.eval_shape(
-    lambda rng: model.get_initial_variables(rng, input_shapes), rng
-  )
+
+  def init(rng: Array) -> dict[str, PyTree]:
+    return model.get_initial_variables(rng, input_shapes)
+
+  abstract = jax.eval_shape(init, rng)
   if "frozen" not in abstract:
     if path is not None:
       raise ValueError(
@@ -79,41 +90,47 @@ def load_frozen(
       )
     return None, None
   if path is None:
-    tree = jax.jit(
-      lambda rng: model.get_initial_variables(rng, input_shapes)["frozen"]
-    )(rng)
-    tree = jax.tree.map(np.asarray, tree)
+    path = FROZEN_DIR
+    if not (model_dir / path).exists():
+      tree = _run_once(jax.jit(lambda rng: init(rng)["frozen"]))(rng)
+      checkpoints.save_tree(model_dir / path, tree)
   else:
-    tree = checkpoints.load_tree(path)
-    checkpoints.check_tree(tree, abstract["frozen"], path)
+    path = os.path.abspath(path)
+  tree = checkpoints.load_tree(model_dir / path)
+  checkpoints.check_tree(tree, abstract["frozen"], str(model_dir / path))
   axes = partitioning_lib.logical_axes(abstract["frozen_axes"])
   shardings = partitioning.param_shardings(abstract["frozen"], axes)
   record = {"path": path, "sha256": checkpoints.tree_sha256(tree)}
   return {"frozen": jax.device_put(tree, shardings)}, record
 
 
-def restore_frozen(model: Any, extra: dict[str, Any], run: str) -> PyTree:
-  """The frozen networks that a checkpoint names, checked by their sha256."""
+def restore_frozen(
+  extra: Mapping[str, Any], model_dir: str | os.PathLike[str]
+) -> PyTree:
+  """The frozen networks that a checkpoint names, checked by their sha256.
+
+  Raises:
+    checkpoints.CheckpointError: they are gone, or not the ones of the run.
+  """
   record = extra.get("frozen")
   if record is None:
     return None
-  shapes = {
-    "images": (1, *model.image_size, 3),
-    "text_tokens": (1, model.max_text_length),
-  }
-  if record["path"] is None:
-    # The key that trainer.train initialised them with.
-    rng = jax.random.split(jax.random.key(extra["random_seed"]))[0]
-    tree = jax.jit(
-      lambda rng: model.get_initial_variables(rng, shapes)["frozen"]
-    )(rng)
-  else:
-    tree = checkpoints.load_tree(record["path"])
-  found = checkpoints.tree_sha256(tree)
-  if found != record["sha256"]:
-    raise ValueError(
-      f"the frozen networks of {run} were {record['sha256'][:12]} in training, "
-      f"but {record['path'] or 'its seed'} now gives {found[:12]}: restore the "
-      "file that the run was trained with."
-    )
-  return {"frozen": tree}
+  # A path relative to the run is the run's own; an absolute one stands.
+  path = pathlib.Path(model_dir) / record["path"]
+  return {"frozen": checkpoints.load_tree(path, sha256=record["sha256"])}
+
+
+def _run_once(jitted: Any) -> Callable[..., Any]:
+  """Compiles without optimizing where that takes longer than the run does.
+
+  Random initial values are much code for XLA's CPU backend: a tiny UNet's cost
+  20 s of compilation with optimizations and 5 s without.
+  """
+  if jax.default_backend() != "cpu":
+    return jitted
+  options = {"xla_backend_optimization_level": 0}
+
+  def run(*arguments: Any) -> Any:
+    return jitted.lower(*arguments).compile(options)(*arguments)
+
+  return run

@@ -79,7 +79,9 @@ def make_batch(batch_size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
 def make_variables(model: models.TextToImageModel) -> dict[str, Any]:
   """Initial variables for make_batch()'s shapes."""
   shapes = {name: x.shape for name, x in make_batch().items()}
-  return model.get_initial_variables(jax.random.key(0), shapes)
+  return jax.jit(lambda rng: model.get_initial_variables(rng, shapes))(
+    jax.random.key(0)
+  )
 
 
 class Batches:
