@@ -1,6 +1,16 @@
 """Training on your own pictures: a folder with captions (data/folder.py).
 
-In a gin file, one binding names the folder, and one macro the data:
+One binding names the folder and the size of the pictures, height x width:
+
+  MIXTURE_OR_TASK_NAME = "image_caption_folder:/home/me/photos@64x64"
+  MIXTURE_OR_TASK_MODULE = "byt5_diffusion.tasks.image_caption_folder"
+  TASK_FEATURE_LENGTHS = {"image": 64, "text_tokens": 128, "example_id": 2}
+
+data/live.py asks this module's `register` for such names. `@64x64crop` fills
+the frame with the picture's centre; otherwise all of it is shown, on white.
+
+Other programs (T5X) know SeqIO's names only; in their gin files, `task`
+registers a folder and gives its name:
 
   from byt5_diffusion.tasks import image_caption_folder
 
@@ -9,14 +19,14 @@ In a gin file, one binding names the folder, and one macro the data:
     folder = "/home/me/photos"
     height = 64
     width = 64
-  TASK_FEATURE_LENGTHS = {"image": 64, "text_tokens": 128, "example_id": 2}
 
-`task` registers the SeqIO task and gives its name, under this project's trainer
-and under T5X alike. Splits: train, validation. Pictures that cannot be used are
-skipped, counted and named; more than 5 % of them end the run.
+Splits: train, validation. Pictures that cannot be used are skipped, counted and
+named; more than 5 % of them end the run.
 """
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +46,11 @@ OUTPUT_FEATURES = {
   "example_id": seqio.ContinuousFeature(dtype=tf.uint32, rank=1),
 }
 
+_NAME = "image_caption_folder"
+_PATTERN = re.compile(
+  _NAME
+  + r":(?P<folder>.+)@(?P<height>\d{1,5})x(?P<width>\d{1,5})(?P<crop>crop)?"
+)
 _registered: dict[str, dict[str, Any]] = {}
 
 
@@ -130,7 +145,13 @@ def add_image_caption_folder_task(
     ds: tf.data.Dataset, sequence_length: Mapping[str, int] | None
   ) -> tf.data.Dataset:
     # T5X measures lengths by asking without any.
-    max_length = (sequence_length or {}).get("text_tokens") or 2**20
+    lengths = sequence_length or {}
+    max_length = lengths.get("text_tokens") or 2**20
+    if lengths.get("image") not in (None, height):
+      raise ValueError(
+        f'TASK_FEATURE_LENGTHS["image"] is {lengths["image"]}, but the '
+        f"pictures of {name!r} have {height} rows."
+      )
 
     def parse(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
       image, tokens, key, good = tf.numpy_function(
@@ -191,6 +212,34 @@ def task(
       f"another `name` to the one with {options}."
     )
   return name
+
+
+def register(name: str) -> str:
+  """Registers "image_caption_folder:<folder>@<height>x<width>[crop]".
+
+  Returns:
+    The SeqIO name of that folder's task; any other name as it is.
+
+  Raises:
+    ValueError: the name is of this kind but says too little, or the folder is
+      of no use.
+  """
+  if name in seqio.TaskRegistry.names() or not name.startswith(_NAME):
+    return name
+  found = _PATTERN.fullmatch(name)
+  if not found:
+    raise ValueError(
+      f"{name!r} names no folder and size. Write MIXTURE_OR_TASK_NAME = "
+      f'"{_NAME}:/path/to/photos@64x64" (height x width).'
+    )
+  digest = hashlib.blake2b(name.encode("utf-8"), digest_size=4).hexdigest()
+  return task(
+    folder=found["folder"],
+    height=int(found["height"]),
+    width=int(found["width"]),
+    fit="crop" if found["crop"] else "pad",
+    name=f"{_NAME}_{digest}",
+  )
 
 
 assert set(OUTPUT_FEATURES) == {

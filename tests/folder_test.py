@@ -241,6 +241,35 @@ def test_too_many_bad_pictures_stop_the_run_with_the_reason(tmp_path):
       next(data)
 
 
+def test_one_name_says_folder_and_size(tmp_path):
+  pytest.importorskip("seqio")
+  _fill(tmp_path, 6)
+  module = "byt5_diffusion.tasks.image_caption_folder"
+
+  def data(name, **options):
+    return _open(name, mixture_or_task_module=module, batch_size=2, **options)
+
+  name = f"image_caption_folder:{tmp_path}@8x12"
+  first = data(name)
+  assert next(first)["images"].shape == (2, 8, 12, 3)
+  other = data(f"image_caption_folder:{tmp_path}@8x20crop")
+  assert next(other)["images"].shape == (2, 8, 20, 3)
+  again = data(name)
+  again.set_state(first.get_state())
+  with pytest.raises(ValueError, match="task: saved"):
+    other.set_state(first.get_state())
+  for wrong, message in [
+    ("image_caption_folder", "@64x64"),
+    (f"image_caption_folder:{tmp_path}", "@64x64"),
+    ("image_caption_folder:/nowhere@8x8", "/nowhere is not a folder"),
+    (f"image_caption_folder:{tmp_path}@0x8", "height=0"),
+    (f"image_caption_folder:{tmp_path}@9x9", "have 9 rows"),
+    ("something_else", "is called 'something_else'"),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      data(wrong)
+
+
 def test_gin_names_the_folder_by_one_binding(tmp_path):
   pytest.importorskip("seqio")
   import gin

@@ -32,9 +32,14 @@ _SNAPSHOT_SHARE = 0.02
 
 
 def load(name: str, module: str | None, split: str) -> Any:
-  """The registered task or mixture `name`, having imported `module` first."""
+  """The task or mixture `name`, having imported `module` first.
+
+  A module may have a function `register(name) -> name`, which makes tasks whose
+  names say more than SeqIO's may (a folder): tasks/image_caption_folder.py.
+  """
   if module:
-    importlib.import_module(module)
+    register = getattr(importlib.import_module(module), "register", None)
+    name = register(name) if register else name
   try:
     provider = seqio.get_mixture_or_task(name)
   except ValueError as error:
