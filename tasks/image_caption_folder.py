@@ -24,6 +24,7 @@ Splits: train, validation. Pictures that cannot be used are skipped, counted and
 named; more than 5 % of them end the run.
 """
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -89,6 +90,65 @@ class PlaceSource(seqio.DataSource):
     return ds.map(lambda place: {"place": place, "split": split})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureLoader:
+  """Place in a split -> example; `load_all` is a SeqIO preprocessor."""
+
+  source: folder_source.FolderSource
+  height: int
+  width: int
+  fit: str
+
+  def read(self, place: int, split: bytes, max_length: int) -> tuple[Any, ...]:
+    """OUTPUT_FEATURES' arrays and True; of a bad picture, zeros and False."""
+    ledger = self.source.ledger()
+    try:
+      example = self.source.read(
+        split.decode(),
+        int(place),
+        height=self.height,
+        width=self.width,
+        max_length=int(max_length),
+        fit=self.fit,
+      )
+    except images.BadImage as error:
+      ledger.reject(error.file, error.reason)
+      empty = np.zeros((self.height, self.width, 3), np.uint8)
+      return empty, np.zeros(0, np.int32), np.zeros(2, np.uint32), False
+    ledger.accept()
+    return *(example[key] for key in OUTPUT_FEATURES), True
+
+  def load_all(
+    self, ds: tf.data.Dataset, sequence_length: Mapping[str, int] | None
+  ) -> tf.data.Dataset:
+    """Examples of the places in `ds`, without the bad pictures."""
+    lengths = sequence_length or {}  # T5X measures them by asking without any.
+    max_length = lengths.get("text_tokens") or 2**20
+    if lengths.get("image") not in (None, self.height):
+      raise ValueError(
+        f'TASK_FEATURE_LENGTHS["image"] is {lengths["image"]}, but the '
+        f"pictures of {self.source.name!r} have {self.height} rows."
+      )
+
+    def load(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+      image, tokens, key, good = tf.numpy_function(
+        self.read,
+        [features["place"], features["split"], max_length],
+        [tf.uint8, tf.int32, tf.uint32, tf.bool],
+        stateful=False,  # The same place gives the same example: resumable.
+      )
+      return {
+        "image": tf.ensure_shape(image, [self.height, self.width, 3]),
+        "text_tokens": tf.ensure_shape(tokens, [None]),
+        "example_id": tf.ensure_shape(key, [2]),
+        "good": tf.ensure_shape(good, []),
+      }
+
+    ds = ds.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    ds = ds.filter(lambda example: example["good"])
+    return ds.map(lambda ex: {key: ex[key] for key in OUTPUT_FEATURES})
+
+
 def add_image_caption_folder_task(
   name: str,
   folder: str | os.PathLike[str],
@@ -122,59 +182,11 @@ def add_image_caption_folder_task(
     max_rejected_share=max_rejected_share,
     name=name,
   )
-
-  def read(place: int, split: bytes, max_length: int) -> tuple[Any, ...]:
-    ledger = source.ledger()
-    try:
-      example = source.read(
-        split.decode(),
-        int(place),
-        height=height,
-        width=width,
-        max_length=int(max_length),
-        fit=fit,
-      )
-    except images.BadImage as error:
-      ledger.reject(error.file, error.reason)
-      empty = np.zeros((height, width, 3), np.uint8)
-      return empty, np.zeros(0, np.int32), np.zeros(2, np.uint32), False
-    ledger.accept()
-    return *(example[key] for key in OUTPUT_FEATURES), True
-
-  def load(
-    ds: tf.data.Dataset, sequence_length: Mapping[str, int] | None
-  ) -> tf.data.Dataset:
-    # T5X measures lengths by asking without any.
-    lengths = sequence_length or {}
-    max_length = lengths.get("text_tokens") or 2**20
-    if lengths.get("image") not in (None, height):
-      raise ValueError(
-        f'TASK_FEATURE_LENGTHS["image"] is {lengths["image"]}, but the '
-        f"pictures of {name!r} have {height} rows."
-      )
-
-    def parse(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-      image, tokens, key, good = tf.numpy_function(
-        read,
-        [features["place"], features["split"], max_length],
-        [tf.uint8, tf.int32, tf.uint32, tf.bool],
-        stateful=False,  # The same place gives the same example: resumable.
-      )
-      return {
-        "image": tf.ensure_shape(image, [height, width, 3]),
-        "text_tokens": tf.ensure_shape(tokens, [None]),
-        "example_id": tf.ensure_shape(key, [2]),
-        "good": tf.ensure_shape(good, []),
-      }
-
-    ds = ds.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
-    ds = ds.filter(lambda example: example["good"])
-    return ds.map(lambda ex: {key: ex[key] for key in OUTPUT_FEATURES})
-
+  loader = PictureLoader(source=source, height=height, width=width, fit=fit)
   seqio.TaskRegistry.add(
     name,
     source=PlaceSource({k: len(v) for k, v in source.pairs.items()}),
-    preprocessors=[load],
+    preprocessors=[loader.load_all],
     output_features=OUTPUT_FEATURES,
     shuffle_buffer_size=None,
   )
