@@ -24,6 +24,7 @@ from byt5_diffusion import (
   checkpoints,
   config,
   evaluation,
+  host_memory,
   models,
   telemetry,
   train_state,
@@ -178,6 +179,8 @@ def train(
     )
   partitioning.check_batch_size(batch_size // num_microbatches)
   telemetry.enable_compilation_cache()
+  if jax.default_backend() == "cpu":
+    host_memory.keep_freed_memory()
   directory = pathlib.Path(model_dir).absolute()
   checkpointer = checkpoints.Checkpointer(
     directory, period=checkpoint_period, keep=checkpoints_to_keep
