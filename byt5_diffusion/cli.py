@@ -62,6 +62,11 @@ def _prepare(flags: argparse.Namespace) -> None:
   for name, value in values.items():
     if value is None:
       raise ConfigError(f"{flags.recipe} does not set {name}.")
+    if isinstance(value, config_program.Reference):
+      raise ConfigError(
+        f"{flags.recipe}: {name} is a call, which prepare cannot make: name "
+        'the task, e.g. "image_caption_folder:/path/to/photos@64x64".'
+      )
   preparation.prepare(
     mixture_or_task_name=values["MIXTURE_OR_TASK_NAME"],
     mixture_or_task_module=program.macro("MIXTURE_OR_TASK_MODULE"),

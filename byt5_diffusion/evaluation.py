@@ -90,13 +90,29 @@ def make_validation(
   eval_steps: int,
   partitioning: partitioning_lib.Partitioning,
 ) -> Callable[[PyTree, PyTree], dict[str, float]] | None:
-  """validate(params, frozen) -> metrics on the same batches every time."""
+  """validate(params, frozen) -> metrics on the same batches every time.
+
+  A split that is smaller than a batch is taken in smaller ones; one without
+  an example for every device is left out, with a warning.
+  """
   if validation_data is None or eval_steps == 0:
     return None
   index, count = partitioning.host_layout()
-  data = validation_data(
-    batch_size=batch_size, host_index=index, host_count=count
+  open_data = functools.partial(
+    validation_data, host_index=index, host_count=count
   )
+  data = open_data(batch_size=batch_size)
+  total = data.num_examples
+  if total is not None and total < batch_size:
+    batch_size = total // partitioning.data_size * partitioning.data_size
+    if not batch_size:
+      logging.warning(
+        "No validation: its split has %d examples for %d devices.",
+        total,
+        partitioning.data_size,
+      )
+      return None
+    data = open_data(batch_size=batch_size)
   batches = first_batches(data, eval_steps, "the validation data")
   eval_step = make_eval_step(model)
 
@@ -167,7 +183,9 @@ def evaluate(
     model, validation_data, batch_size, eval_steps, partitioning
   )
   if validate is None:
-    raise ValueError("eval_steps = 0 scores nothing.")
+    raise ValueError(
+      "there is nothing to score: eval_steps is 0, or the split too small."
+    )
   metrics = validate(params, frozen)
   directory = pathlib.Path(output_dir).absolute()
   directory.mkdir(parents=True, exist_ok=True)

@@ -189,6 +189,27 @@ def test_evaluate_scores_a_step_the_same_way_twice(
     )
 
 
+def test_a_small_split_is_validated_in_small_batches() -> None:
+  class Small(tiny.Batches):
+    num_examples = 3
+
+  model = tiny.make_model(BATCH)
+  params = tiny.make_variables(model)["params"]
+  one = partitioning.Partitioning()
+  validate = evaluation.make_validation(model, Small, BATCH, 1, one)
+  metrics = validate(params, None)
+  batch = {k: jnp.asarray(v) for k, v in tiny.make_batch(3).items()}
+  expected = evaluation.make_eval_step(model)(params, None, batch)
+  np.testing.assert_allclose(
+    metrics["loss"], expected["loss"].compute(), rtol=1e-5
+  )
+
+  class Empty(tiny.Batches):
+    num_examples = 0
+
+  assert evaluation.make_validation(model, Empty, BATCH, 1, one) is None
+
+
 def test_metrics_merge_over_batches_by_their_counts() -> None:
   model = tiny.make_model(BATCH)
   params = tiny.make_variables(model)["params"]
