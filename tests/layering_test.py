@@ -30,9 +30,9 @@ LAYERS: dict[str, tuple[str, str]] = {
   "data": ("data.* feature_converters", ""),
   # Knows no model.
   "machinery": (
-    "checkpoints metric_writers model_gin optimizer_def optimizers partitioning"
-    " stored_trees telemetry train_state config config_checks config_program"
-    " config_source config_text config_types",
+    "checkpoints host_memory metric_writers model_gin optimizer_def optimizers"
+    " partitioning stored_trees telemetry train_state config config_checks"
+    " config_program config_source config_text config_types",
     "package maths",
   ),
   # Compares strings, so it must know the bytes of data.text.
