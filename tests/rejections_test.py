@@ -56,6 +56,20 @@ def test_bad_records_that_come_first_are_judged_by_the_whole():
     tiny.reject("a", "bad")
 
 
+def test_the_next_epoch_meets_the_same_bad_records():
+  ledger = rejections.Ledger(max_share=0.05, num_records=20)
+  for epoch in range(3):
+    ledger.reject("a.png", "broken")  # 1 of 20, again and again.
+    for _ in range(19 if epoch else 0):
+      ledger.accept()
+  assert ledger.error is None
+  assert ledger.summary()["rejected"] == 1
+  assert ledger.summary()["share"] == 1 / 20
+  # Nor do epochs of good records make room for more bad ones.
+  with pytest.raises(rejections.TooManyRejections, match="2 of 20"):
+    ledger.reject("b.png", "broken")
+
+
 def test_threads_lose_no_count():
   ledger = rejections.Ledger(max_share=1.0)
 

@@ -28,7 +28,8 @@ class Ledger:
     max_share: rejected / seen above this raises `TooManyRejections`.
     min_records: nothing is judged before this many records were seen.
     num_records: records of the source, if known. Then a share of them all is
-      permitted, however early the bad ones come, and min_records says nothing.
+      permitted, however early and in however many epochs the bad ones come, and
+      min_records says nothing.
     error: the `TooManyRejections` raised, if any: code that runs inside a
       tf.data worker loses its exception's type, and its caller asks here.
   """
@@ -53,6 +54,7 @@ class Ledger:
     self._lock = threading.Lock()
     self._accepted = 0
     self._rejected = 0
+    self._names: set[str] = set()  # Kept where num_records bounds it.
     self._reasons: dict[str, str] = {}
     self._counts: collections.Counter[str] = collections.Counter()
 
@@ -65,6 +67,10 @@ class Ledger:
   def reject(self, name: str, reason: str) -> None:
     """Counts and names a bad record; raises if there are too many."""
     with self._lock:
+      if self.num_records is not None:
+        if name in self._names:  # Another epoch.
+          return self._judge()
+        self._names.add(name)
       self._rejected += 1
       self._counts[reason] += 1
       if name not in self._reasons and len(self._reasons) < _NAMED_AT_MOST:
@@ -89,7 +95,9 @@ class Ledger:
     return self._rejected / max(1, self._total())
 
   def _total(self) -> int:
-    return max(self._accepted + self._rejected, self.num_records or 0)
+    if self.num_records is None:
+      return self._accepted + self._rejected
+    return self.num_records
 
   def _judge(self) -> None:
     if self.error is not None:
