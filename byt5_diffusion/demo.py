@@ -23,7 +23,8 @@ import numpy as np
 import tqdm
 
 from byt5_diffusion import checkpoints, config, inference, report, spelling
-from byt5_diffusion.data import pipeline, rejections, text, words
+from byt5_diffusion import main as main_lib
+from byt5_diffusion.data import fonts, pipeline, rejections, text, words
 
 RECIPE = "experiments/tiny.gin"
 TASK_MODULE = "byt5_diffusion.tasks.typography"
@@ -96,9 +97,11 @@ def run(output_dir: pathlib.Path, size: Size) -> pathlib.Path:
   findings = report.Findings(
     readings=readings,
     sheet=sheet,
+    scripts=fonts.available_scripts(words.Words().scripts),
     skipped_scripts=sorted(
-      set(words.Words().scripts) - {script for script, _, _ in sheet}
+      set(words.Words().scripts) - set(fonts.available_scripts())
     ),
+    ledgers=[ledger.summary() for ledger in rejections.ledgers()],
     num_pictures=len(pictures),
     metrics=read_metrics(model_dir / "metrics.jsonl"),
     grids=sorted((model_dir / "samples").glob("step_*.png")),
@@ -119,6 +122,11 @@ def say(text: str) -> None:
   print(f"\n== {text}", file=sys.stderr, flush=True)
 
 
+def _bar(*arguments: Any, **keywords: Any) -> Any:
+  """A progress bar on a terminal; elsewhere the headings do."""
+  return tqdm.tqdm(*arguments, disable=None, **keywords)
+
+
 # --- Rendering ---------------------------------------------------------------
 
 
@@ -134,7 +142,7 @@ def word_sheet() -> list[tuple[str, str, np.ndarray]]:
     batch_size=BATCH_SIZE,
   )
   found: dict[str, tuple[str, str, np.ndarray]] = {}
-  with tqdm.tqdm(total=WORDS_TO_DRAW, desc="drawing", unit="word") as bar:
+  with _bar(total=WORDS_TO_DRAW, desc="drawing", unit="word") as bar:
     for batch in data:
       images = inference.to_uint8(batch["images"])
       for row, image in zip(batch["text_tokens"], images, strict=True):
@@ -272,7 +280,7 @@ def read_back(
     )
   ]
   available = spelling.tesseract_models()
-  for i, reading in enumerate(tqdm.tqdm(readings, "reading", unit="image")):
+  for i, reading in enumerate(_bar(readings, desc="reading", unit="image")):
     if spelling.TESSERACT_MODELS.get(reading.script) in available:
       ocr = spelling.TesseractReader(reading.script)
       pair = np.stack([reading.drawn, reading.target])
@@ -299,10 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--output_dir", type=pathlib.Path, default="demo")
   parser.add_argument("--size", choices=sorted(SIZES), default="default")
   flags = parser.parse_args(arguments)
+  main_lib.set_up_logging()
   flags.output_dir.mkdir(parents=True, exist_ok=True)
   path = run(flags.output_dir, SIZES[flags.size])
-  for ledger in rejections.ledgers():
-    print(ledger.summary(), file=sys.stderr)
   say(f"Done: open {path}")
   return 0
 

@@ -158,7 +158,9 @@ class Generator:
     tokens = text.encode_batch(texts, self.model.max_text_length)
     images = []
     starts = range(0, len(texts), self.batch_size)
-    for start in tqdm.tqdm(starts, "drawing", disable=not progress):
+    for start in tqdm.tqdm(
+      starts, "drawing", disable=None if progress else True
+    ):
       rows = np.arange(start, start + self.batch_size) % len(texts)
       batch = self._draw(
         self.params,

@@ -11,6 +11,7 @@ import html
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -75,7 +76,9 @@ class Findings:
 
   readings: Sequence[Reading]
   sheet: Sequence[tuple[str, str, np.ndarray]]
+  scripts: Sequence[str]
   skipped_scripts: Sequence[str]
+  ledgers: Sequence[Mapping[str, Any]]
   num_pictures: int
   metrics: Metrics
   grids: Sequence[pathlib.Path]
@@ -353,10 +356,16 @@ def _scripts(findings: Findings) -> str:
       "root."
     )
   )
+  drawn, rejected = (
+    sum(ledger[name] for ledger in findings.ledgers)
+    for name in ("accepted", "rejected")
+  )
   return (
-    f"<h2>Scripts that can be drawn here: {len(findings.sheet)}</h2>"
+    f"<h2>Scripts that can be drawn here: {len(findings.scripts)}</h2>"
     "<p>Real words, shaped by HarfBuzz and drawn by the task "
-    f"<code>typography_words</code>. {skipped}</p>{''.join(figures)}"
+    f"<code>typography_words</code>. {skipped} For this report {drawn} strings "
+    f"were drawn; {rejected} were rejected for a missing glyph or for want of "
+    f"room.</p>{''.join(figures)}"
   )
 
 

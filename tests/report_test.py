@@ -35,7 +35,9 @@ def findings(**overrides: object) -> report.Findings:
   arguments = {
     "readings": READINGS,
     "sheet": [("Zyyy", "1 & 2", np.zeros((4, 8, 3), np.uint8))],
+    "scripts": ["Latn", "Cyrl"],
     "skipped_scripts": ["Tibt"],
+    "ledgers": [{"accepted": 7, "rejected": 1}, {"accepted": 2, "rejected": 2}],
     "num_pictures": 250,
     "metrics": {
       "train/loss": {10: 1.0, 20: 0.1},
@@ -77,6 +79,7 @@ def test_the_page_is_one_file_and_escapes_everything() -> None:
   assert "http" not in page and "<script" not in page
   assert "&lt;b&gt;&amp;" in page and "<b>&" not in page
   assert "1 &amp; 2" in page and "Tibt" in page
+  assert "9 strings were drawn; 3 were rejected" in page
 
   class Balanced(html.parser.HTMLParser):
     void = ("img", "meta", "br", "rect", "path", "polyline")
