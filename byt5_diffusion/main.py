@@ -54,14 +54,14 @@ def run(
 def is_user_error(error: BaseException) -> bool:
   """Whether the message says what to do, so that a traceback would hide it.
 
-  So it is with errors that this package declares, and with a ValueError or
-  OSError that one of its own `raise` statements made.
+  So it is with errors that this package declares, and with a ValueError,
+  OSError or ImportError that one of its own `raise` statements made.
   """
   if not isinstance(error, Exception):
     return False
   if any(_is_ours(kind.__module__) for kind in type(error).__mro__):
     return True
-  if not isinstance(error, (ValueError, OSError)):
+  if not isinstance(error, (ValueError, OSError, ImportError)):
     return False
   frames = list(traceback.walk_tb(error.__traceback__))
   frame, line = frames[-1]

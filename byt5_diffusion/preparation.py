@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import records, rejections
+from byt5_diffusion.data import pipeline, records, rejections
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ def prepare(
 
   Raises:
     FileExistsError: output_dir holds something.
+    ImportError: SeqIO or TensorFlow is not installed.
     ValueError: an unknown task or split, or an endless one without a number.
   """
-  from byt5_diffusion.data import live  # TensorFlow, only where it is used.
-
+  live = pipeline.import_live(mixture_or_task_name)
   feature_converters.check_lengths(task_feature_lengths)
   limits = {
     split: num_examples.get(split)

@@ -140,7 +140,7 @@ def open_data(
       prepared_dir, identity, streams, _numpy_twin(feature_converter_cls)
     )
   else:
-    producer = _live(
+    producer = import_live(mixture_or_task_name).Live(
       identity,
       streams,
       feature_converter_cls=feature_converter_cls,
@@ -151,16 +151,21 @@ def open_data(
   return Prefetched(producer, prefetch)
 
 
-def _live(identity: dict[str, Any], streams: range, **options: Any) -> Producer:
+def import_live(task: str) -> Any:
+  """The module data.live, which needs SeqIO and with it TensorFlow.
+
+  Raises:
+    ImportError: they are not installed; says what to do.
+  """
   try:
     from byt5_diffusion.data import live
   except ImportError as error:
     raise ImportError(
-      f"Reading {identity['task']!r} live needs SeqIO and TensorFlow ({error})."
+      f"Reading {task!r} live needs SeqIO and TensorFlow ({error})."
       ' Install them with `pip install "byt5-diffusion[data]"`, or set '
-      "prepared_dir to a data set written by `prepare`."
+      "prepared_dir (PREPARED_DIR in a recipe) to what `prepare` wrote."
     ) from error
-  return live.Live(identity, streams, **options)
+  return live
 
 
 def _streams(
