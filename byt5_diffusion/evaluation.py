@@ -177,6 +177,7 @@ def evaluate(
   """
   telemetry.enable_compilation_cache()
   restored = checkpoints.restore_params(checkpoint_path, step, ema=use_ema)
+  variables.check_params(model, restored.params, checkpoint_path)
   params, extra = restored.params, restored.extra
   frozen = variables.restore_frozen(extra, checkpoint_path)
   validate = make_validation(

@@ -127,7 +127,7 @@ def convert(
 
 
 def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
-  """Raises ValueError unless exactly the task's features have a length."""
+  """Raises ValueError unless all features have a length, and no others."""
   names = {feature.task_name for feature in FEATURES}
   if set(task_feature_lengths) != names:
     raise ValueError(
@@ -135,6 +135,11 @@ def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
       f'features are {sorted(names)}: for example {{"image": 64, '
       '"text_tokens": 128, "example_id": 2}.'
     )
+  for name, length in task_feature_lengths.items():
+    if length < 1:
+      raise ValueError(
+        f'TASK_FEATURE_LENGTHS["{name}"] = {length} must be positive.'
+      )
 
 
 def _check(

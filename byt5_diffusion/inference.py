@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -119,13 +120,14 @@ class Generator:
 
     Raises:
       config.ConfigError: model.gin is missing, broken or not allowed.
-      checkpoints.CheckpointError: no readable checkpoint.
+      checkpoints.CheckpointError: no readable checkpoint of this model.
     """
     telemetry.enable_compilation_cache()
     model = config.load_model_gin(
       pathlib.Path(model_dir) / "model.gin", trust_config=trust_config
     )
     restored = checkpoints.restore_params(model_dir, step, ema=use_ema)
+    variables.check_params(model, restored.params, model_dir)
     return cls(
       model=model,
       params=restored.params,
@@ -154,6 +156,12 @@ class Generator:
     """
     if not texts:
       raise ValueError("generate() needs at least one text.")
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size={self.batch_size} must be positive.")
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+      raise ValueError(f"{guidance_scale=} must be a finite number.")
+    if abs(seed) >= 2**63:
+      raise ValueError(f"{seed=} is too large: it has 64 bits.")
     rngs = image_rngs(seed, texts)
     tokens = text.encode_batch(texts, self.model.max_text_length)
     images = []
@@ -206,6 +214,7 @@ def infer(
   """
   telemetry.enable_compilation_cache()
   restored = checkpoints.restore_params(checkpoint_path, step, ema=use_ema)
+  variables.check_params(model, restored.params, checkpoint_path)
   generator = Generator(
     model=model,
     params=restored.params,

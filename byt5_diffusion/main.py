@@ -11,6 +11,7 @@ import importlib
 import linecache
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +23,12 @@ from byt5_diffusion import config, config_program, config_text
 
 USER_ERROR = 2
 INTERRUPTED = 130
+_PATH_ERRORS = (
+  FileExistsError,
+  IsADirectoryError,
+  NotADirectoryError,
+  PermissionError,
+)
 _EPILOG = """\
 gin files are looked for in the working directory, in --gin_search_paths, and
 in the package's own gin/ folder, e.g. experiments/tiny.gin. Later files and
@@ -55,11 +62,14 @@ def is_user_error(error: BaseException) -> bool:
   """Whether the message says what to do, so that a traceback would hide it.
 
   So it is with errors that this package declares, and with a ValueError,
-  OSError or ImportError that one of its own `raise` statements made.
+  OSError or ImportError that one of its own `raise` statements made; and with
+  a path that the system does not let be read or written.
   """
   if not isinstance(error, Exception):
     return False
   if any(_is_ours(kind.__module__) for kind in type(error).__mro__):
+    return True
+  if isinstance(error, _PATH_ERRORS):
     return True
   if not isinstance(error, (ValueError, OSError, ImportError)):
     return False
@@ -75,8 +85,9 @@ def _is_ours(module: str) -> bool:
 
 
 def describe(error: BaseException) -> str:
-  """The message, without what gin appends to it."""
-  return str(error).split("\n  In call to configurable")[0]
+  """The message, without what gin and the system put around it."""
+  message = str(error).split("\n  In call to configurable")[0]
+  return re.sub(r"^\[Errno \d+\] ", "", message)
 
 
 def gin_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

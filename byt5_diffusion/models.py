@@ -162,7 +162,10 @@ class TextToImageModel:
     if not 0 <= self.condition_dropout_rate <= 1:
       raise ValueError(f"{self.condition_dropout_rate=} is not in [0, 1].")
     if self.loss_normalizing_factor <= 0:
-      raise ValueError(f"{self.loss_normalizing_factor=} must be positive.")
+      raise ValueError(
+        f"loss_normalizing_factor (BATCH_SIZE) = {self.loss_normalizing_factor}"
+        " must be positive."
+      )
 
   @property
   def FEATURE_CONVERTER_CLS(self) -> Any:

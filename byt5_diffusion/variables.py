@@ -104,6 +104,18 @@ def load_frozen(
   return {"frozen": jax.device_put(tree, shardings)}, record
 
 
+def check_params(model: Any, params: PyTree, path: str) -> None:
+  """Raises CheckpointError, with names, unless params are this model's."""
+  shapes = {
+    "images": (1, *model.image_size, 3),
+    "text_tokens": (1, model.max_text_length),
+  }
+  wanted = jax.eval_shape(
+    lambda rng: model.get_initial_variables(rng, shapes), jax.random.key(0)
+  )
+  checkpoints.check_tree(params, wanted["params"], path)
+
+
 def restore_frozen(
   extra: Mapping[str, Any], model_dir: str | os.PathLike[str]
 ) -> PyTree:

@@ -249,7 +249,10 @@ def test_arguments_that_do_not_fit(open_data):
       open_data(**options)
   for options, message in [
     ({"mixture_or_task_name": "other"}, "prepared with task = toy"),
-    ({"task_feature_lengths": {"image": 8}}, "prepared with task_feature_len"),
+    (
+      {"task_feature_lengths": toy_task.LENGTHS | {"image": 8}},
+      "prepared with task_feature_len",
+    ),
     ({"feature_converter_cls": print}, "no attribute `convert`"),
     ({"split": "test"}, "no split 'test', only"),
     ({"prepared_dir": "/nowhere"}, "not a prepared data set"),

@@ -38,7 +38,7 @@ def load(name: str, module: str | None, split: str) -> Any:
   names say more than SeqIO's may (a folder): tasks/image_caption_folder.py.
   """
   if module:
-    register = getattr(importlib.import_module(module), "register", None)
+    register = getattr(_import(module), "register", None)
     name = register(name) if register else name
   try:
     provider = seqio.get_mixture_or_task(name)
@@ -53,6 +53,17 @@ def load(name: str, module: str | None, split: str) -> Any:
       f"{name!r} has no split {split!r}, only {sorted(provider.splits)}."
     )
   return provider
+
+
+def _import(module: str) -> Any:
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    if not f"{module}.".startswith(f"{error.name}."):
+      raise  # The module is there; something that it imports is not.
+    raise ValueError(
+      f"mixture_or_task_module = {module!r}: there is no module {error.name}."
+    ) from None
 
 
 def _known() -> set[str]:

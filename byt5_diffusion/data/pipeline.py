@@ -119,9 +119,9 @@ def open_data(
     ValueError: arguments that do not fit each other or the data set.
   """
   streams = _streams(num_streams, host_index, host_count, batch_size)
-  feature_converter_cls = (
-    feature_converter_cls or feature_converters.TextToImageFeatureConverter
-  )
+  if feature_converter_cls is None:
+    feature_converters.check_lengths(task_feature_lengths)
+    feature_converter_cls = feature_converters.TextToImageFeatureConverter
   identity = {
     "task": mixture_or_task_name,
     "task_feature_lengths": dict(task_feature_lengths),
