@@ -21,8 +21,9 @@ class Codec(Protocol):
   latent_channels: int
 
   def encode(
-    self, params: Any, images: jax.Array, rng: jax.Array
-  ) -> jax.Array: ...
+    self, params: Any, images: jax.Array, rngs: jax.Array
+  ) -> jax.Array:
+    """rngs [B]: one key per image, so that its draw does not depend on rows."""
 
   def decode(self, params: Any, latents: jax.Array) -> jax.Array: ...
 
@@ -33,9 +34,11 @@ class PixelCodec:
   downsampling = 1
   latent_channels = 3
 
-  def encode(self, params: Any, images: jax.Array, rng: jax.Array) -> jax.Array:
+  def encode(
+    self, params: Any, images: jax.Array, rngs: jax.Array
+  ) -> jax.Array:
     """images, unchanged; has no parameters and draws nothing."""
-    del params, rng
+    del params, rngs
     return images
 
   def decode(self, params: Any, latents: jax.Array) -> jax.Array:

@@ -27,6 +27,10 @@ PyTree = Any
 
 STEP_PREFIX = "checkpoint"
 _DELETED = ".deleted"
+# Nothing else is deleted, whatever a user calls a copy.
+_OWN_DELETED = re.compile(
+  rf"{STEP_PREFIX}_\d+(\.orbax-checkpoint-tmp[^.]*)?\.deleted([.-]\d+)?"
+)
 _TEMPORARY = ".orbax-checkpoint-tmp"
 CheckpointError = stored_trees.CheckpointError
 check_tree = stored_trees.check_tree
@@ -226,7 +230,8 @@ class Checkpointer:
         # Renamed first: the name may be wanted again before it is gone.
         path.rename(_unused(f"{path}{_DELETED}"))
     for path in self.model_dir.glob(f"{STEP_PREFIX}_*{_DELETED}*"):
-      self._deleter.submit(_delete, path)
+      if _OWN_DELETED.fullmatch(path.name):
+        self._deleter.submit(_delete, path)
 
   def _delete_old(self) -> None:
     """Deletes all but the latest `keep`, in the background."""
@@ -317,6 +322,10 @@ class Checkpointer:
       f"Saving step {step} to {self.model_dir} failed: {error!r}. The latest"
       f" complete checkpoint is that of step {self.latest_step()}."
     )
+
+  def read_extra(self, step: int) -> dict[str, Any]:
+    """What `save` was given as extra."""
+    return stored_trees.check(_step_dir(self.model_dir, step))
 
   def restore(
     self, step: int | None, state_shapes: PyTree

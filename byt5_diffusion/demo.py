@@ -217,7 +217,7 @@ def train_with_a_kill(
   started = time.monotonic()
   killed_at = None
   before = checkpoints.committed_steps(model_dir)
-  if not before:  # A demo that is run again goes on, and needs no second kill.
+  if not before:  # A demo that is run again goes on, without a second kill.
     process = subprocess.Popen(command)
     while process.poll() is None:
       time.sleep(0.2)
@@ -228,10 +228,10 @@ def train_with_a_kill(
         break
     if process.wait() != 0 and killed_at is None:
       raise RuntimeError(f"training failed: {shlex.join(command)}")
-  if killed_at is not None:
-    say(f"Killed after step {killed_at} was saved; the same command again")
-    if subprocess.call(command):
-      raise RuntimeError(f"training failed: {shlex.join(command)}")
+    if killed_at is not None:
+      say(f"Killed after step {killed_at} was saved; the same command again")
+  if (before or killed_at is not None) and subprocess.call(command):
+    raise RuntimeError(f"training failed: {shlex.join(command)}")
   return report.Training(
     seconds=time.monotonic() - started, killed_at=killed_at
   )

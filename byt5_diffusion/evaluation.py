@@ -5,7 +5,9 @@ same examples, the same noise levels, noise keyed by example. `evaluate` is the
 program; `make_validation` and `make_sample_grid` are what the trainer calls.
 """
 
+import contextlib
 import functools
+import itertools
 import json
 import logging
 import pathlib
@@ -25,7 +27,7 @@ from byt5_diffusion import (
   variables,
 )
 from byt5_diffusion import partitioning as partitioning_lib
-from byt5_diffusion.data import text
+from byt5_diffusion.data import pipeline, text
 
 PyTree = Any
 SAMPLE_SEED = 0
@@ -73,14 +75,23 @@ def mean_metrics(
   return {name: float(metric.compute()) for name, metric in merged.items()}
 
 
-def first_batches(data: Any, count: int, what: str) -> list[PyTree]:
-  """The first `count` batches of data, or all it has; never none."""
-  batches = [batch for _, batch in zip(range(count), data, strict=False)]
-  if not batches:
-    raise ValueError(
-      f"{what} gives no full batch: its split is smaller than the batch size."
-    )
-  return batches
+def _validation_batches(
+  open_data: Callable[..., Any],
+  batch_size: int,
+  count: int,
+  partitioning: partitioning_lib.Partitioning,
+) -> list[PyTree]:
+  """The first batches, of half the size as long as the split fills none."""
+  index, hosts = partitioning.host_layout()
+  smallest = partitioning.data_size
+  while batch_size >= smallest:
+    data = open_data(batch_size=batch_size, host_index=index, host_count=hosts)
+    with contextlib.suppress(pipeline.EmptySplit):
+      batches = list(itertools.islice(data, count))
+      if batches:
+        return batches
+    batch_size = batch_size // 2 // smallest * smallest
+  return []
 
 
 def make_validation(
@@ -92,28 +103,17 @@ def make_validation(
 ) -> Callable[[PyTree, PyTree], dict[str, float]] | None:
   """validate(params, frozen) -> metrics on the same batches every time.
 
-  A split that is smaller than a batch is taken in smaller ones; one without
-  an example for every device is left out, with a warning.
+  A split that does not fill a batch is taken in smaller ones; one without an
+  example for every device is left out, with a warning.
   """
   if validation_data is None or eval_steps == 0:
     return None
-  index, count = partitioning.host_layout()
-  open_data = functools.partial(
-    validation_data, host_index=index, host_count=count
+  batches = _validation_batches(
+    validation_data, batch_size, eval_steps, partitioning
   )
-  data = open_data(batch_size=batch_size)
-  total = data.num_examples
-  if total is not None and total < batch_size:
-    batch_size = total // partitioning.data_size * partitioning.data_size
-    if not batch_size:
-      logging.warning(
-        "No validation: its split has %d examples for %d devices.",
-        total,
-        partitioning.data_size,
-      )
-      return None
-    data = open_data(batch_size=batch_size)
-  batches = first_batches(data, eval_steps, "the validation data")
+  if not batches:
+    logging.warning("No validation: its split has no example for each device.")
+    return None
   eval_step = make_eval_step(model)
 
   def validate(params: PyTree, frozen: PyTree) -> dict[str, float]:
@@ -178,8 +178,12 @@ def evaluate(
   telemetry.enable_compilation_cache()
   restored = checkpoints.restore_params(checkpoint_path, step, ema=use_ema)
   variables.check_params(model, restored.params, checkpoint_path)
-  params, extra = restored.params, restored.extra
-  frozen = variables.restore_frozen(extra, checkpoint_path)
+  params, frozen = variables.place(
+    model,
+    restored.params,
+    variables.restore_frozen(restored.extra, checkpoint_path),
+    partitioning,
+  )
   validate = make_validation(
     model, validation_data, batch_size, eval_steps, partitioning
   )
@@ -192,10 +196,9 @@ def evaluate(
   directory.mkdir(parents=True, exist_ok=True)
   record = {"step": restored.step, "use_ema": use_ema, **metrics}
   (directory / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-  writer = telemetry.TensorBoardWriter(str(directory))
-  writer.write_scalars(
-    restored.step, {f"eval/{name}": x for name, x in metrics.items()}
-  )
-  writer.close()
+  with contextlib.closing(telemetry.TensorBoardWriter(directory)) as writer:
+    writer.write_scalars(
+      restored.step, {f"eval/{name}": x for name, x in metrics.items()}
+    )
   logging.info("Evaluated step %d: loss %.5f", restored.step, metrics["loss"])
   return metrics

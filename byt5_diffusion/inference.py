@@ -9,6 +9,7 @@ batch, its size, or the order of the captions.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -126,12 +127,29 @@ class Generator:
     model = config.load_model_gin(
       pathlib.Path(model_dir) / "model.gin", trust_config=trust_config
     )
+    return cls.restore(
+      model, model_dir, step=step, use_ema=use_ema, batch_size=batch_size
+    )
+
+  @classmethod
+  def restore(
+    cls,
+    model: Any,
+    model_dir: str,
+    *,
+    step: int | None = None,
+    use_ema: bool = True,
+    batch_size: int = 8,
+  ) -> "Generator":
+    """As from_model_dir, for a model that is built already."""
     restored = checkpoints.restore_params(model_dir, step, ema=use_ema)
     variables.check_params(model, restored.params, model_dir)
+    frozen = variables.restore_frozen(restored.extra, model_dir)
     return cls(
       model=model,
-      params=restored.params,
-      frozen=variables.restore_frozen(restored.extra, model_dir),
+      # Once, and not with every batch.
+      params=jax.device_put(restored.params),
+      frozen=jax.device_put(frozen),
       step=restored.step,
       batch_size=batch_size,
     )
@@ -162,14 +180,32 @@ class Generator:
       raise ValueError(f"{guidance_scale=} must be a finite number.")
     if abs(seed) >= 2**63:
       raise ValueError(f"{seed=} is too large: it has 64 bits.")
-    rngs = image_rngs(seed, texts)
     tokens = text.encode_batch(texts, self.model.max_text_length)
+    return self.draw(
+      tokens,
+      image_rngs(seed, texts),
+      guidance_scale=guidance_scale,
+      num_steps=num_steps,
+      progress=progress,
+    )
+
+  def draw(
+    self,
+    tokens: np.ndarray,
+    rngs: jax.Array,
+    *,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Draws text_tokens [N, L] with a key each: uint8 [N, H, W, 3]."""
     images = []
-    starts = range(0, len(texts), self.batch_size)
+    starts = range(0, len(tokens), self.batch_size)
     for start in tqdm.tqdm(
       starts, "drawing", disable=None if progress else True
     ):
-      rows = np.arange(start, start + self.batch_size) % len(texts)
+      # The last batch is filled up: shapes are compiled once.
+      rows = np.arange(start, start + self.batch_size) % len(tokens)
       batch = self._draw(
         self.params,
         self.frozen,
@@ -179,7 +215,7 @@ class Generator:
         num_steps=num_steps,
       )
       images.append(to_uint8(batch))
-    return np.concatenate(images)[: len(texts)]
+    return np.concatenate(images)[: len(tokens)]
 
 
 def infer(
@@ -213,17 +249,13 @@ def infer(
     The path of predictions.jsonl, one object per example.
   """
   telemetry.enable_compilation_cache()
-  restored = checkpoints.restore_params(checkpoint_path, step, ema=use_ema)
-  variables.check_params(model, restored.params, checkpoint_path)
-  generator = Generator(
-    model=model,
-    params=restored.params,
-    frozen=variables.restore_frozen(restored.extra, checkpoint_path),
-    step=restored.step,
-    batch_size=batch_size,
+  if partitioning.host_layout()[1] > 1:
+    raise ValueError("infer writes its files from one host; start it on one.")
+  generator = Generator.restore(
+    model, checkpoint_path, step=step, use_ema=use_ema, batch_size=batch_size
   )
-  index, count = partitioning.host_layout()
-  data = infer_data(batch_size=batch_size, host_index=index, host_count=count)
+  # Example by example: no split is too small, and no rest is left.
+  rows = itertools.islice(infer_data(batch_size=1), num_examples)
   directory = pathlib.Path(output_dir).absolute()
   directory.mkdir(parents=True, exist_ok=True)
   partial = directory / "predictions.jsonl.partial"
@@ -232,28 +264,30 @@ def infer(
     partial.open("w", encoding="utf-8") as out,
     tqdm.tqdm(total=num_examples, desc="drawing", unit="image") as bar,
   ):
-    for batch in data:
-      texts = [text.decode(row) for row in batch["text_tokens"]]
-      images = generator.generate(texts, seed=seed)
-      for caption, image, target in zip(
-        texts, images, to_uint8(batch["images"]), strict=True
+    while part := list(itertools.islice(rows, batch_size)):
+      batch = {
+        name: np.concatenate([row[name] for row in part]) for name in part[0]
+      }
+      # By example, so that neither order nor batch size changes a picture.
+      rngs = models.per_example_rngs(
+        jax.random.key(seed), jnp.asarray(batch["example_id"])
+      )
+      images = generator.draw(batch["text_tokens"], rngs)
+      for tokens, image, target in zip(
+        batch["text_tokens"], images, to_uint8(batch["images"]), strict=True
       ):
-        if num_examples is not None and drawn >= num_examples:
-          break
         name = f"{drawn:06d}"
         Image.fromarray(image).save(directory / f"{name}.png")
         Image.fromarray(target).save(directory / f"{name}.target.png")
         record = {
           "image": f"{name}.png",
           "target": f"{name}.target.png",
-          "text": caption,
-          "step": restored.step,
+          "text": text.decode(tokens),
+          "step": generator.step,
         }
         out.write(json.dumps(record, ensure_ascii=False) + "\n")
         drawn += 1
-        bar.update()
-      if num_examples is not None and drawn >= num_examples:
-        break
+      bar.update(len(part))
   if not drawn:
-    raise ValueError("the data give no full batch: nothing was drawn.")
+    raise ValueError("the data are empty: nothing was drawn.")
   return partial.replace(directory / "predictions.jsonl")

@@ -184,7 +184,8 @@ class TextToImageModel:
     text_rng, unet_rng = jax.random.split(rng)
     images = jnp.zeros(input_shapes["images"], jnp.float32)
     text_tokens = jnp.ones(input_shapes["text_tokens"], jnp.int32)
-    latents = jax.eval_shape(lambda x: self.codec.encode(None, x, rng), images)
+    rngs = jax.random.split(rng, len(images))
+    latents = jax.eval_shape(lambda x: self.codec.encode(None, x, rngs), images)
     text = self.text_encoder.init(text_rng, text_tokens)
     embeddings = jax.eval_shape(
       lambda p: self.text_encoder.apply({"params": p}, text_tokens),
@@ -352,10 +353,10 @@ class TextToImageModel:
     return losses.denoising_loss(prediction, target, weight)
 
   def _encode_images(
-    self, batch: Batch, rng: Array, flax_mutables: PyTree | None
+    self, batch: Batch, rngs: Array, flax_mutables: PyTree | None
   ) -> Array:
     weights = (flax_mutables or {}).get("frozen", {}).get("codec")
-    return self.codec.encode(weights, batch["images"], rng)
+    return self.codec.encode(weights, batch["images"], rngs)
 
   def loss_fn(
     self,
@@ -388,12 +389,14 @@ class TextToImageModel:
     rng: Array,
     flax_mutables: PyTree | None,
   ) -> Array:
-    dropout_rng, codec_rng, rng = jax.random.split(rng, 3)
+    dropout_rng, rng = jax.random.split(rng)
     rngs = per_example_rngs(rng, batch["example_id"])
-    time_rngs, noise_rngs, drop_rngs = jnp.moveaxis(
-      jax.vmap(lambda key: jax.random.split(key, 3))(rngs), 1, 0
+    # Dropout masks are drawn for a whole part: another one for each part.
+    dropout_rng = per_example_rngs(dropout_rng, batch["example_id"][:1])[0]
+    time_rngs, noise_rngs, drop_rngs, codec_rngs = jnp.moveaxis(
+      jax.vmap(lambda key: jax.random.split(key, 4))(rngs), 1, 0
     )
-    latents = self._encode_images(batch, codec_rng, flax_mutables)
+    latents = self._encode_images(batch, codec_rngs, flax_mutables)
     timesteps = jax.vmap(jax.random.uniform)(time_rngs)
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(
       noise_rngs
@@ -405,7 +408,10 @@ class TextToImageModel:
     text_tokens = jnp.where(
       drop[:, None], null_tokens(text_tokens), text_tokens
     )
-    dropout = {"enable_dropout": True, "dropout_rng": dropout_rng}
+    dropout: dict[str, Any] = {
+      "enable_dropout": True,
+      "dropout_rng": dropout_rng,
+    }
     conditioning = self.encode_text(
       params, text_tokens, flax_mutables, **dropout
     )
@@ -419,7 +425,7 @@ class TextToImageModel:
     """Losses [len(EVAL_TIMESTEPS), B] at fixed noise levels and fixed noise."""
     rng = jax.random.key(0)
     rngs = per_example_rngs(rng, batch["example_id"])
-    latents = self._encode_images(batch, rng, flax_mutables)
+    latents = self._encode_images(batch, rngs, flax_mutables)
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(
       rngs
     )

@@ -157,7 +157,8 @@ def train(
     sample_texts: captions drawn every sample_period steps.
     random_seed: of initial values, noise and dropout.
     frozen_checkpoint: tree of the frozen networks (checkpoints.save_tree);
-      None draws them at random, which only trials want.
+      None takes those of the run that goes on, and draws those of a new one at
+      random, which only trials want.
 
   Returns:
     The last state.
@@ -199,8 +200,15 @@ def train(
 
   # State: restored where there is something to restore.
   init_rng, train_rng = jax.random.split(jax.random.key(random_seed))
+  first_step = checkpointer.latest_step() or 0
+  saved = checkpointer.read_extra(first_step) if first_step else {}
   frozen, frozen_record = variables.load_frozen(
-    model, shapes, init_rng, frozen_checkpoint, partitioning, directory
+    model,
+    shapes,
+    init_rng,
+    frozen_checkpoint or (saved.get("frozen") or {}).get("path"),
+    partitioning,
+    directory,
   )
   extra = {
     "batch_size": batch_size,
@@ -210,13 +218,16 @@ def train(
   init, state_shapes = variables.make_init(
     model, shapes, partitioning, ema_decay
   )
-  first_step = checkpointer.latest_step() or 0
   if first_step:
-    state, data_state, saved = checkpointer.restore(first_step, state_shapes)
     _check_resumed(saved, extra, directory)
+    state, data_state, _ = checkpointer.restore(first_step, state_shapes)
     batches.set_state(data_state)
   else:
     state = init(init_rng)
+
+  if first_step >= total_steps:
+    checkpointer.close()
+    return state
 
   # Side work: none of it touches the state.
   writer = telemetry.make_writers(directory, first_step=first_step)
@@ -248,10 +259,15 @@ def train(
 
   progress.start()
   window = _Window()
-  with contextlib.closing(writer), StopSignals() as stop:
+  with (
+    contextlib.closing(checkpointer),  # An error must not cost a save.
+    contextlib.closing(writer),
+    contextlib.closing(progress),
+    StopSignals() as stop,
+  ):
     for step in range(first_step + 1, total_steps + 1):
       with window.waiting():
-        batch = partitioning.shard_batch(next(batches))
+        batch = partitioning.shard_batch(_next(batches, step))
       state, output = step_fn(state, frozen, batch, train_rng)
       window.add(output)
 
@@ -259,7 +275,7 @@ def train(
         scalars = window.summary()
         writer.write_scalars(step, _prefixed("train", scalars))
         progress.update(step, scalars["loss"], scalars["data_wait"])
-        window = _Window()
+        window = window.next()
       if validate is not None and due(step, eval_period):
         scalars = validate(state.eval_params, frozen)
         writer.write_scalars(step, _prefixed("validation", scalars))
@@ -268,19 +284,27 @@ def train(
         images = draw(state.eval_params, frozen, step)
         writer.write_images(step, {"samples": images})
       checkpointer.check()
-      if due(step, checkpoint_period) or stop.requested:
+      stopping = stop.requested  # Once: a signal may come at any time.
+      if due(step, checkpoint_period) or stopping:
         checkpointer.save(step, state, batches.get_state(), extra)
-      if stop.requested:
-        break
-    checkpointer.close()
-    progress.close()
-  if stop.requested:
-    progress.say(f"stopped by a signal; step {step} is saved")
-    raise SystemExit(stop.exit_code)
+      if stopping:
+        checkpointer.wait()
+        progress.say(f"stopped by a signal; step {step} is saved")
+        raise SystemExit(stop.exit_code)
   return state
 
 
 # --- What train() is made of --------------------------------------------------
+
+
+def _next(batches: Any, step: int) -> Any:
+  try:
+    return next(batches)
+  except StopIteration:
+    raise ValueError(
+      f"the training data ended after {step - 1} steps: num_epochs = None, "
+      "pipeline.open_data's default, repeats them."
+    ) from None
 
 
 def compile_train_step(
@@ -312,8 +336,9 @@ def compile_train_step(
 class _Window:
   """The steps since the last line of the log."""
 
-  def __init__(self) -> None:
+  def __init__(self, skipped_before: Sequence[int] = ()) -> None:
     self._outputs: list[PyTree] = []
+    self._skipped = list(skipped_before)
     self._waited = 0.0
     self._start = time.monotonic()
 
@@ -344,8 +369,8 @@ class _Window:
     )
     scalars = {name: float(x.compute()) for name, x in merged.items()}
     scalars |= {name: float(x) for name, x in outputs[-1]["scalars"].items()}
-    skipped = [int(x["scalars"]["skipped_steps"]) for x in outputs]
-    tail = skipped[-MAX_SKIPPED_STEPS - 1 :]
+    self._skipped += [int(x["scalars"]["skipped_steps"]) for x in outputs]
+    tail = self._skipped[-MAX_SKIPPED_STEPS - 1 :]
     if len(tail) > MAX_SKIPPED_STEPS and tail[-1] - tail[0] == len(tail) - 1:
       raise NonFiniteError(
         f"{MAX_SKIPPED_STEPS} steps in a row had a gradient that is not finite."
@@ -353,6 +378,10 @@ class _Window:
       )
     seconds = max(time.monotonic() - self._start, 1e-9)
     return scalars | {"data_wait": self._waited / seconds}
+
+  def next(self) -> "_Window":
+    """The window after this one; a run of skipped steps goes on in it."""
+    return _Window(self._skipped[-MAX_SKIPPED_STEPS:])
 
 
 class StopSignals:

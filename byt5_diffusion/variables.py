@@ -89,12 +89,12 @@ def load_frozen(
         "TextToImageModel.freeze_text_encoder = True or drop the path."
       )
     return None, None
-  if path is None:
+  if path is None or path == FROZEN_DIR:
     path = FROZEN_DIR
     if not (model_dir / path).exists():
       tree = _run_once(jax.jit(lambda rng: init(rng)["frozen"]))(rng)
       checkpoints.save_tree(model_dir / path, tree)
-  else:
+  elif path != FROZEN_DIR:
     path = os.path.abspath(path)
   tree = checkpoints.load_tree(model_dir / path)
   checkpoints.check_tree(tree, abstract["frozen"], str(model_dir / path))
@@ -104,16 +104,39 @@ def load_frozen(
   return {"frozen": jax.device_put(tree, shardings)}, record
 
 
-def check_params(model: Any, params: PyTree, path: str) -> None:
-  """Raises CheckpointError, with names, unless params are this model's."""
+def _abstract(model: Any) -> dict[str, PyTree]:
+  """Shapes and logical axes of a model's variables."""
   shapes = {
     "images": (1, *model.image_size, 3),
     "text_tokens": (1, model.max_text_length),
   }
-  wanted = jax.eval_shape(
+  return jax.eval_shape(
     lambda rng: model.get_initial_variables(rng, shapes), jax.random.key(0)
   )
-  checkpoints.check_tree(params, wanted["params"], path)
+
+
+def check_params(model: Any, params: PyTree, path: str) -> None:
+  """Raises CheckpointError, with names, unless params are this model's."""
+  checkpoints.check_tree(params, _abstract(model)["params"], path)
+
+
+def place(
+  model: Any,
+  params: PyTree,
+  frozen: PyTree,
+  partitioning: partitioning_lib.Partitioning,
+) -> tuple[PyTree, PyTree]:
+  """Restored variables on the mesh, each where its rules say."""
+  abstract = _abstract(model)
+
+  def put(tree: PyTree, name: str) -> PyTree:
+    axes = partitioning_lib.logical_axes(abstract[f"{name}_axes"])
+    return jax.device_put(tree, partitioning.param_shardings(tree, axes))
+
+  placed = put(params, "params")
+  if frozen is None:
+    return placed, None
+  return placed, {"frozen": put(frozen["frozen"], "frozen")}
 
 
 def restore_frozen(

@@ -21,6 +21,7 @@ from byt5_diffusion import (
   trainer,
   variables,
 )
+from byt5_diffusion.data import pipeline
 
 BATCH = 8
 
@@ -32,6 +33,22 @@ class Finite(tiny.Batches):
     if self._next == 3:
       raise StopIteration
     return super().__next__()
+
+
+class Rows(tiny.Batches):
+  """Eleven examples, however they are batched."""
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    rows = slice(
+      self._next * self._batch_size, (self._next + 1) * self._batch_size
+    )
+    self._next += 1
+    batch = {k: v[:11][rows] for k, v in tiny.make_batch(16).items()}
+    if len(batch["images"]) < self._batch_size:
+      if self._next == 1:
+        raise pipeline.EmptySplit("too small")
+      raise StopIteration
+    return batch
 
 
 class Nothing(tiny.Batches):
@@ -137,14 +154,13 @@ def test_infer_writes_an_image_beside_each_target(
   run_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
   path = inference.infer(
-    infer_data=Finite,
+    infer_data=Rows,
     output_dir=str(tmp_path / "out"),
-    num_examples=10,
     **arguments(run_dir),
   )
   records = [json.loads(x) for x in path.read_text("utf-8").splitlines()]
-  assert len(records) == 10
-  first = tiny.make_batch(BATCH, 0)["images"]
+  assert len(records) == 11  # the rest that fills no batch, too
+  first = tiny.make_batch(16)["images"]
   for i, record in enumerate(records):
     assert record["step"] == 2
     drawn, target = (
@@ -152,9 +168,22 @@ def test_infer_writes_an_image_beside_each_target(
       for name in ("image", "target")
     )
     assert drawn.shape == target.shape == (tiny.HEIGHT, tiny.WIDTH, 3)
-    if i < BATCH:
-      assert np.array_equal(target, inference.to_uint8(first[i]))
-  with pytest.raises(ValueError, match="no full batch"):
+    assert np.array_equal(target, inference.to_uint8(first[i]))
+  # Other batches, the same pictures; fewer are the first ones.
+  smaller = inference.infer(
+    infer_data=Rows,
+    output_dir=str(tmp_path / "smaller"),
+    num_examples=5,
+    **arguments(run_dir, batch_size=3),
+  )
+  assert len(smaller.read_text("utf-8").splitlines()) == 5
+  for name in ("000000.png", "000004.png"):
+    one, other = (
+      np.asarray(Image.open(folder / name)).astype(int)
+      for folder in (path.parent, smaller.parent)
+    )
+    assert np.abs(one - other).max() <= 1
+  with pytest.raises(ValueError, match="the data are empty"):
     inference.infer(
       infer_data=Nothing,
       output_dir=str(tmp_path / "none"),
@@ -181,7 +210,7 @@ def test_evaluate_scores_a_step_the_same_way_twice(
   assert saved["step"] == 2 and saved["loss"] == first["loss"]
   assert score("c", step=1) != first
   assert score("d", use_ema=False) != first
-  with pytest.raises(ValueError, match="no full batch"):
+  with pytest.raises(ValueError, match="nothing to score"):
     evaluation.evaluate(
       validation_data=Nothing,
       output_dir=str(tmp_path / "e"),
@@ -190,24 +219,19 @@ def test_evaluate_scores_a_step_the_same_way_twice(
 
 
 def test_a_small_split_is_validated_in_small_batches() -> None:
-  class Small(tiny.Batches):
-    num_examples = 3
-
-  model = tiny.make_model(BATCH)
+  model = tiny.make_model(16)
   params = tiny.make_variables(model)["params"]
   one = partitioning.Partitioning()
-  validate = evaluation.make_validation(model, Small, BATCH, 1, one)
+  validate = evaluation.make_validation(model, Rows, 16, 9, one)
+  assert validate is not None
   metrics = validate(params, None)
-  batch = {k: jnp.asarray(v) for k, v in tiny.make_batch(3).items()}
+  # Eleven examples make one batch of eight.
+  batch = {k: jnp.asarray(v[:8]) for k, v in tiny.make_batch(16).items()}
   expected = evaluation.make_eval_step(model)(params, None, batch)
   np.testing.assert_allclose(
     metrics["loss"], expected["loss"].compute(), rtol=1e-5
   )
-
-  class Empty(tiny.Batches):
-    num_examples = 0
-
-  assert evaluation.make_validation(model, Empty, BATCH, 1, one) is None
+  assert evaluation.make_validation(model, Nothing, 16, 1, one) is None
 
 
 def test_metrics_merge_over_batches_by_their_counts() -> None:

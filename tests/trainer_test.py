@@ -1,5 +1,6 @@
 """The train step and the run around it, on a tiny model."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -18,6 +19,7 @@ from byt5_diffusion import (
   partitioning,
   train_state,
   trainer,
+  unet,
 )
 
 BATCH = 8
@@ -189,7 +191,8 @@ def test_a_frozen_encoder_is_neither_trained_nor_saved(
     run(tmp_path / "run", **overrides)
 
 
-def test_a_diverging_run_stops(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("log_period", [1, 20])
+def test_a_diverging_run_stops(tmp_path: pathlib.Path, log_period: int) -> None:
   class Poisoned(tiny.Batches):
     def __next__(self) -> dict[str, np.ndarray]:
       batch = super().__next__()
@@ -203,7 +206,7 @@ def test_a_diverging_run_stops(tmp_path: pathlib.Path) -> None:
       train_data=Poisoned,
       total_steps=100,
       checkpoint_period=100,
-      log_period=20,
+      log_period=log_period,
     )
 
 
@@ -227,6 +230,50 @@ def test_one_bad_step_changes_nothing() -> None:
   assert (int(after.step), int(after.skipped_steps)) == (1, 1)
   for name in ("params", "opt_state", "ema_params"):
     assert tiny.leaves_equal(getattr(after, name), getattr(state, name)), name
+
+
+def test_an_error_costs_no_save_and_data_must_not_end(
+  tmp_path: pathlib.Path,
+) -> None:
+  class Ending(tiny.Batches):
+    def __next__(self) -> dict[str, np.ndarray]:
+      if self._next == 3:
+        raise StopIteration
+      return super().__next__()
+
+  with pytest.raises(ValueError, match="ended after 3 steps: num_epochs"):
+    run(
+      tmp_path,
+      train_data=Ending,
+      total_steps=100,
+      checkpoint_period=3,
+      log_period=100,
+    )
+  assert checkpoints.committed_steps(tmp_path) == [3]
+
+
+def test_each_microbatch_has_its_own_dropout() -> None:
+  """The same images twice: equal masks would make both halves equal."""
+  model = tiny.make_model(4)
+  config = dataclasses.replace(model.unet.config, dropout_rate=0.5)
+  model = dataclasses.replace(model, unet=unet.UNet(config))
+  params = tiny.make_variables(model)["params"]
+  batch = {k: jnp.asarray(v) for k, v in tiny.make_batch(4).items()}
+  part = {k: v[:2] for k, v in batch.items()}
+  loss = jax.jit(lambda b: model.loss_fn(params, b, jax.random.key(0))[0])
+  other = part | {"example_id": part["example_id"].at[0].add(0)}
+  assert loss(part) == loss(other)
+  seen = []
+  for first in (0, 7):
+    # Only the part's name differs: row 1 keeps its draws, not its masks.
+    ids = part["example_id"].at[0].set(jnp.asarray([first, first], jnp.uint32))
+    alone = jax.jit(
+      lambda i: model._training_losses(
+        params, part | {"example_id": i}, jax.random.key(0), None
+      )
+    )(ids)
+    seen.append(float(alone[1]))
+  assert seen[0] != seen[1]
 
 
 @pytest.mark.parametrize(

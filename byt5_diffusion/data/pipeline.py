@@ -51,6 +51,10 @@ class Batches(Protocol):
     """Goes to a saved place; of other data: ValueError."""
 
 
+class EmptySplit(ValueError):
+  """A finite split is smaller than one batch."""
+
+
 class Producer(Protocol):
   """Makes batches one by one, on one thread.
 
@@ -104,8 +108,8 @@ def open_data(
       other inside a batch, so a data set smaller than a batch still trains.
       The last incomplete batch of a finite pass is dropped; a pass without a
       single batch is an error.
-    num_streams: V above; keep it for the life of a run. 8 lets 1, 2, 4 or 8
-      hosts continue each other's runs.
+    num_streams: V above; keep it for the life of a run. with 8, batches
+      are the same on 1, 2, 4 or 8 hosts.
     mixture_or_task_module: imported first, so that it registers the task.
     prepared_dir: folder written by `prepare`.
     feature_converter_cls: makes the SeqIO converter (live), and its attribute
@@ -271,7 +275,7 @@ class Prefetched:
     self._producer = producer
     self._prefetch = prefetch
     self._received = producer.place()
-    self._stop: Callable[[], Any] | None = None
+    self._thread: threading.Thread | None = None
     self._ahead = False  # Whether the producer has made what was not received.
     self._ended: BaseException | None = None
     self.num_examples = producer.num_examples
@@ -282,7 +286,7 @@ class Prefetched:
   def __next__(self) -> Batch:
     if self._ended is not None:
       raise self._ended
-    if self._stop is None:
+    if self._thread is None:
       self._start()
     item = self._queue.get()
     if isinstance(item, BaseException):
@@ -294,7 +298,7 @@ class Prefetched:
   def _final(self, error: BaseException) -> BaseException:
     if isinstance(error, StopIteration) and not self._received.num_batches:
       identity = self._producer.identity
-      return ValueError(
+      return EmptySplit(
         f"Split {identity['split']!r} of {identity['task']!r} does not fill "
         f"one batch of batch_size={identity['batch_size']} "
         f"({self.num_examples} examples, {identity['num_streams']} streams). "
@@ -308,22 +312,25 @@ class Prefetched:
     self._ahead = True
     # Neither thread nor finalizer may hold `self`: dropping it ends the thread.
     self._queue: queue.Queue = queue.Queue(self._prefetch)
-    stop = threading.Event()
-    thread = threading.Thread(
+    self._stop = threading.Event()
+    self._thread = threading.Thread(
       target=_produce,
-      args=(self._producer, self._queue, stop),
+      args=(self._producer, self._queue, self._stop),
       name="data",
       daemon=True,
     )
-    thread.start()
+    self._thread.start()
     # At exit too: a thread inside TensorFlow must not outlive the interpreter.
-    self._stop = weakref.finalize(self, _end, stop, thread)
+    self._at_exit = weakref.finalize(self, _end, self._stop, self._thread)
 
   def close(self) -> None:
     """Ends the thread; the next `__next__` starts one at the same place."""
-    if self._stop is not None:
-      self._stop()
-      self._stop = None
+    if self._thread is not None:
+      self._at_exit.detach()
+      self._stop.set()
+      # However long a batch takes: a producer serves one thread at a time.
+      self._thread.join()
+      self._thread = None
 
   def get_state(self) -> bytes:
     return state.pack_place(self._producer.identity, self._received)
