@@ -89,6 +89,21 @@ def test_the_named_folder_goes_before_the_cache(tmp_path, monkeypatch):
   assert found[:3] == (str(first), str(second), cache)
 
 
+def test_files_that_cannot_be_read_are_no_fonts(latin, tmp_path, folder):
+  broken = tmp_path / "NotoSans-Regular.ttf"
+  broken.symlink_to(tmp_path / "gone.ttf")
+  assert fonts.coverage(fonts.Font(path=str(broken))) == frozenset()
+  shutil.move(broken, folder)
+  os.mkfifo(folder / "Pipe-Regular.ttf")  # Opening it would never return.
+  assert fonts.available_scripts(["Latn"]) == ()
+  later = tmp_path / "later"
+  later.mkdir()
+  shutil.copy(latin, later / "NotoSans-Regular.ttf")
+  assert fonts._files((str(folder), str(later))) == {
+    ("notosans", "regular"): str(later / "NotoSans-Regular.ttf")
+  }
+
+
 def test_faces_of_a_collection_differ():
   japanese, simplified = a_font("Jpan"), a_font("Hans")
   if japanese.path != simplified.path:
@@ -190,6 +205,44 @@ def test_apt_is_told_to_keep_off_the_system(tmp_path, monkeypatch):
   assert 'Acquire::x "1";' in config
   for setting in ("Dir::State", "Dir::State::lists", "Dir::Cache", "Dir::Log"):
     assert f'{setting} "{private}' in config
+
+
+SHOW_SETTINGS = """
+[ "$1" = dump ] && exit
+echo "E: $PWD $APT_CONFIG $(grep ^Dir $APT_CONFIG | tr '\\n' ' ')" >&2
+exit 100"""
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_a_relative_target_gives_apt_absolute_paths(tmp_path, monkeypatch, by):
+  fake_apt(tmp_path / "bin", monkeypatch, SHOW_SETTINGS)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+  target = pathlib.Path("relative") if by == "argument" else None
+  with pytest.raises(fonts.FetchError) as caught:
+    fonts.fetch(["fonts-x"], target=target, report=lambda line: None)
+  _, folder, config, *settings = str(caught.value).splitlines()[0].split()[1:]
+  assert folder.startswith(f"{tmp_path}/relative/")
+  assert config == f"{folder}/apt.conf"
+  values = [value.strip('";') for value in settings[1::2]]
+  assert f"{folder}/lists" in values
+  for value in values:
+    assert value in ("none", "/var/lib/dpkg/status") or value.startswith(folder)
+  assert os.path.isabs(fonts.cache_dir())
+
+
+def test_the_cache_is_made_for_its_owner_alone(tmp_path, monkeypatch):
+  fake_apt(tmp_path / "bin", monkeypatch, SHOW_SETTINGS)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  before = os.umask(0o002)
+  try:
+    with pytest.raises(fonts.FetchError):
+      fonts.fetch(["fonts-x"], report=lambda line: None)
+  finally:
+    os.umask(before)
+  own = tmp_path / "cache" / "byt5_diffusion"
+  assert stat.S_IMODE(own.stat().st_mode) == 0o700
+  assert (own / "fonts").is_dir()
 
 
 def test_the_tool_goes_on_without_apt(tmp_path):

@@ -36,24 +36,13 @@ PACKAGES = {
 _CORE, _CJK, _DEJAVU, _AMIRI = PACKAGES
 _SIMPLE = {"Cyrl": "", "Grek": "", "Latn": ""}  # NotoSans itself holds these.
 _NAMED = {
-  "Armn": "Armenian",
-  "Beng": "Bengali",
-  "Deva": "Devanagari",
-  "Ethi": "Ethiopic",
-  "Geor": "Georgian",
-  "Gujr": "Gujarati",
-  "Guru": "Gurmukhi",
-  "Hebr": "Hebrew",
-  "Khmr": "Khmer",
-  "Knda": "Kannada",
-  "Laoo": "Lao",
-  "Mlym": "Malayalam",
-  "Mymr": "Myanmar",
-  "Sinh": "Sinhala",
-  "Taml": "Tamil",
-  "Telu": "Telugu",
-  "Thai": "Thai",
-}
+  "Armn": "Armenian", "Beng": "Bengali", "Deva": "Devanagari",
+  "Ethi": "Ethiopic", "Geor": "Georgian", "Gujr": "Gujarati",
+  "Guru": "Gurmukhi", "Hebr": "Hebrew", "Khmr": "Khmer",
+  "Knda": "Kannada", "Laoo": "Lao", "Mlym": "Malayalam",
+  "Mymr": "Myanmar", "Sinh": "Sinhala", "Taml": "Tamil",
+  "Telu": "Telugu", "Thai": "Thai",
+}  # fmt: skip
 _CJK_FACES = {"Jpan": 0, "Kore": 1, "Hans": 2, "Hant": 3}  # Inside the .ttc.
 
 
@@ -104,7 +93,7 @@ class MissingFont(LookupError):
 def cache_dir() -> pathlib.Path:
   """Where `fetch` puts fonts: ~/.cache/byt5_diffusion/fonts."""
   base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return pathlib.Path(base, "byt5_diffusion", "fonts")
+  return pathlib.Path(base, "byt5_diffusion", "fonts").absolute()
 
 
 def directories() -> tuple[str, ...]:
@@ -135,24 +124,30 @@ def _directories(named: str, cache: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _files(folders: tuple[str, ...]) -> dict[tuple[str, str], str]:
-  """{(family, style): path}, lower case, of every font file below folders."""
+  """{(family, style): path}, lower case, of all readable font files."""
   found: dict[tuple[str, str], str] = {}
   for folder in folders:
     for root, below, names in os.walk(folder):
       below[:] = sorted(d for d in below if not d.startswith("."))
       for name in sorted(names):
+        path = os.path.join(root, name)
         stem, suffix = os.path.splitext(name.lower())
-        if suffix in (".ttf", ".otf", ".ttc"):
+        if suffix not in (".ttf", ".otf", ".ttc"):
+          continue
+        # A dangling link must not hide a font of a later folder.
+        if os.path.isfile(path) and os.access(path, os.R_OK):
           family, _, style = stem.partition("-")
-          key = family, style or "regular"
-          found.setdefault(key, os.path.join(root, name))
+          found.setdefault((family, style or "regular"), path)
   return found
 
 
 @functools.lru_cache(maxsize=512)
 def face(font: Font) -> hb.Face:
-  """HarfBuzz's view of the file; a broken file has no glyphs."""
-  return hb.Face(hb.Blob.from_file_path(font.path), font.index)
+  """HarfBuzz's view of the file; an absent or broken one has no glyphs."""
+  try:
+    return hb.Face(hb.Blob.from_file_path(font.path), font.index)
+  except hb.HarfBuzzError:
+    return hb.Face(hb.Blob(b""), 0)
 
 
 @functools.lru_cache(maxsize=512)
@@ -336,7 +331,9 @@ def fetch(
     FetchError: apt is absent or cannot reach its sources, or some packages
       could not be had; the others are then in place.
   """
-  target = cache_dir() if target is None else target
+  # Absolute, because apt runs in another folder: it would not find its private
+  # settings, and use the system's.
+  target = (target or cache_dir()).absolute()
   missing = []
   for package in packages:
     if (target / package).is_dir():
@@ -350,6 +347,9 @@ def fetch(
       "apt-get is not on this machine. Put font files into a folder that "
       "$BYT5_DIFFUSION_FONTS names instead (docs/fonts.md lists them)."
     )
+  own = cache_dir().parent
+  if target.is_relative_to(own):  # Compiled programs lie there too: private.
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
   target.mkdir(parents=True, exist_ok=True)
   # Beside the target, so that a finished folder can be renamed into place.
   with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as name:
