@@ -26,9 +26,10 @@ named; more than 5 % of them end the run.
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,17 @@ _registered: dict[str, dict[str, Any]] = {}
 
 
 class PlaceSource(seqio.DataSource):
-  """Places 0..n-1 of a split, shuffled as a whole: pictures stay on disk."""
+  """Places 0..n-1 of a split, shuffled as a whole: pictures stay on disk.
 
-  def __init__(self, num_examples: Mapping[str, int]):
+  Attributes:
+    fingerprint: of all paths and captions; a saved place in other data is
+      refused by it (data/live.py).
+  """
+
+  def __init__(self, pairs: Mapping[str, Sequence[folder_source.Pair]]):
+    listing = json.dumps({split: sorted(pairs[split]) for split in pairs})
+    self.fingerprint = hashlib.sha256(listing.encode("ascii")).hexdigest()
+    num_examples = {split: len(pairs[split]) for split in pairs}
     super().__init__(
       splits=[split for split, count in num_examples.items() if count],
       num_input_examples=num_examples,
@@ -180,12 +189,11 @@ def add_image_caption_folder_task(
     folder,
     validation_share=validation_share,
     max_rejected_share=max_rejected_share,
-    name=name,
   )
   loader = PictureLoader(source=source, height=height, width=width, fit=fit)
   seqio.TaskRegistry.add(
     name,
-    source=PlaceSource({k: len(v) for k, v in source.pairs.items()}),
+    source=PlaceSource(source.pairs),
     preprocessors=[loader.load_all],
     output_features=OUTPUT_FEATURES,
     shuffle_buffer_size=None,

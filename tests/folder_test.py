@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -75,12 +76,16 @@ HOSTILE = [
   ("../secret.png", "stay inside"),
   ("/etc/passwd", "stay inside"),
   ("part0/../../secret.png", "stay inside"),
-  ("link.png", "stay inside"),
+  ("link.png", "leads out"),
   ("part0/000.png\0", "stay inside"),
   ("", "stay inside"),
   (".", "stay inside"),
-  ("x" * 5000, "no such file|not a possible"),
+  ("x" * 5000, "name too long"),
   ("part0/none.png", "no such file"),
+  ("part0", "not a regular file"),
+  ("pipe.png", "not a regular file"),
+  ("loop.png", "leads to itself|levels of symbolic links"),
+  ("\ud800.png", "not a possible file name"),
   (7, "must be strings"),
 ]
 
@@ -91,6 +96,8 @@ def test_captions_cannot_leave_the_folder(tmp_path, file, reason):
   root = tmp_path / "photos"
   _fill(root, 1)
   os.symlink(tmp_path / "secret.png", root / "link.png")
+  os.symlink("loop.png", root / "loop.png")
+  os.mkfifo(root / "pipe.png")
   (root / "captions.jsonl").write_text(
     json.dumps({"file": file, "caption": "a"})
   )
@@ -119,6 +126,56 @@ def test_files_without_a_caption_are_named(tmp_path):
     folder.FolderSource(tmp_path)
   assert "part0/000.png: no caption" in str(caught.value)
   assert len(_all(folder.FolderSource(tmp_path, max_rejected_share=0.5))) == 52
+
+
+def _pipe(path):
+  os.mkfifo(path)  # Opening it would never return.
+
+
+def _loop(path):
+  os.symlink(path.name, path)
+
+
+def _outward(path):
+  outside = path.parents[1] / f"outside{path.suffix}"
+  outside.write_text("{}")
+  os.symlink(outside, path)
+
+
+NO_FILES = [
+  (_pipe, "not a regular file"),
+  (os.mkdir, "not a regular file"),
+  (_loop, "leads to itself|levels of symbolic links"),
+  (_outward, "leads out"),
+  (lambda path: os.symlink("gone", path), "no such file"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), NO_FILES)
+def test_only_regular_files_are_opened(tmp_path, make, reason):
+  root = tmp_path / "photos"
+  _fill(root, 1)
+  if make is not os.mkdir:  # A folder of this name is searched, as any.
+    make(root / "picture.png")
+    (root / "picture.txt").write_text("a")
+  make(root / "caption.txt")
+  (root / "caption.png").write_bytes(_png())
+  with pytest.raises(rejections.TooManyRejections) as caught:
+    folder.FolderSource(root)
+  for name in {"picture.png", "caption.png"} & set(os.listdir(root)):
+    assert re.search(rf"\n  {name}: .*({reason})", str(caught.value))
+  source = folder.FolderSource(root, max_rejected_share=0.7)
+  assert [pair.file for pair in _all(source)] == ["part0/000.png"]
+  make(root / "captions.jsonl")
+  with pytest.raises(ValueError, match=rf"captions\.jsonl .*({reason})"):
+    folder.FolderSource(root, max_rejected_share=0.7)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_captions(tmp_path):
+  _fill(tmp_path, 1)
+  line = json.dumps({"file": "part0/000.png", "caption": "a"})
+  (tmp_path / "captions.jsonl").write_text(line, encoding="utf-8-sig")
+  assert _all(folder.FolderSource(tmp_path)) == [("part0/000.png", "a")]
 
 
 def test_links_do_not_lead_out(tmp_path):
@@ -155,7 +212,7 @@ def test_splits_depend_on_paths_alone(tmp_path):
   _fill(tmp_path, 50, start=400)
   after = folder.FolderSource(tmp_path, validation_share=0.2).pairs
   for split in folder.SPLITS:
-    assert set(before[split]) <= set(after[split])
+    assert set(before[split]) <= set(after[split])  # But see the next test.
   none = folder.FolderSource(tmp_path, validation_share=0.0).pairs
   assert len(none["train"]) == 450 and not none["validation"]
 
@@ -164,6 +221,20 @@ def test_two_pictures_give_both_splits(tmp_path):
   _fill(tmp_path, 2)
   source = folder.FolderSource(tmp_path)
   assert [len(source.pairs[split]) for split in folder.SPLITS] == [1, 1]
+
+
+def test_the_listing_is_judged_as_a_whole_and_by_the_folder(tmp_path):
+  pytest.importorskip("seqio")
+  from byt5_diffusion.tasks import image_caption_folder
+
+  for i in range(3):
+    (tmp_path / f"{i}.png").write_bytes(_png())
+  with pytest.raises(rejections.TooManyRejections) as caught:
+    image_caption_folder.register(f"image_caption_folder:{tmp_path}@8x12")
+  message = str(caught.value)
+  assert f"{tmp_path} (listing): 3 of 3 records" in message
+  assert "image_caption_folder_" not in message
+  assert all(f"\n  {i}.png: no caption" in message for i in range(3))
 
 
 def test_folders_without_pictures(tmp_path):
@@ -217,6 +288,42 @@ def test_task_trains_shuffles_and_resumes(tmp_path):
   assert seen[0]["images"].shape == (8, 8, 12, 3)
 
 
+def _forget_task(name):
+  """As in a new process."""
+  import seqio
+
+  from byt5_diffusion.tasks import image_caption_folder
+
+  seqio.TaskRegistry.remove(name)
+  del image_caption_folder._registered[name]
+
+
+def test_a_folder_that_changed_is_not_gone_on_with(tmp_path):
+  _fill(tmp_path, 30)
+  name = _task(tmp_path)
+  data = _open(name)
+  next(data)
+  saved, expected = data.get_state(), next(data)["example_id"]
+
+  def resume():
+    _forget_task(name)
+    again = _open(_task(tmp_path))
+    again.set_state(saved)
+    return next(again)["example_id"]
+
+  np.testing.assert_array_equal(resume(), expected)
+  (tmp_path / "part0" / "000.txt").write_text("another caption")
+  with pytest.raises(
+    ValueError, match=r"of other data.*\n  fingerprint: saved"
+  ):
+    resume()
+  (tmp_path / "part0" / "000.txt").write_text("picture 0")
+  np.testing.assert_array_equal(resume(), expected)
+  _fill(tmp_path, 10, start=30)
+  with pytest.raises(ValueError, match=r"fingerprint: (.|\n)* num_examples: "):
+    resume()
+
+
 def test_task_skips_and_counts_bad_pictures(tmp_path):
   _fill(tmp_path, 60)
   bad = [pair.file for pair in folder.FolderSource(tmp_path).pairs["train"][:2]]
@@ -226,7 +333,7 @@ def test_task_skips_and_counts_bad_pictures(tmp_path):
   data = _open(name, num_epochs=1, shuffle=False, batch_size=2)
   keys = {tuple(key) for batch in data for key in batch["example_id"]}
   assert not keys & {tuple(feature_converters.example_id(f)) for f in bad}
-  summary = rejections.ledger(name).summary()
+  summary = rejections.ledger(str(tmp_path)).summary()
   assert set(summary["names"]) == set(bad)
   assert (tmp_path / bad[0]).read_bytes() == b"no picture"
 

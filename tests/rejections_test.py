@@ -37,6 +37,12 @@ def test_stops_above_the_share_and_names_the_first():
   assert ledger.error is caught.value
 
 
+def test_many_are_counted_before_they_are_judged():
+  ledger = rejections.Ledger("photos", num_records=4)
+  with pytest.raises(rejections.TooManyRejections, match="3 of 4 records"):
+    ledger.reject_all((f"{i}.png", "empty") for i in range(3))
+
+
 def test_few_records_are_not_judged_but_then_they_are():
   ledger = rejections.Ledger(max_share=0.5, min_records=4)
   for i in range(3):

@@ -8,15 +8,16 @@ or the folder has one `captions.jsonl`, which then is the whole truth:
 
   {"file": "cats/cat.jpg", "caption": "A cat that reads."}
 
-Files are only ever read. A file named in captions.jsonl, and a link, must stay
-inside the folder. No TensorFlow here: tasks/image_caption_folder.py makes the
-SeqIO task.
+Files are only ever read. All must be regular files inside the folder: those
+named in captions.jsonl, and what links lead to. No TensorFlow here:
+tasks/image_caption_folder.py makes the SeqIO task.
 """
 
 import hashlib
 import json
 import os
 import pathlib
+import stat
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from byt5_diffusion import feature_converters
 from byt5_diffusion.data import images, rejections, text
 
 CAPTIONS = "captions.jsonl"
+_BOM = "\ufeff"
 EXTENSIONS = (
   ".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"
 )  # fmt: skip
@@ -46,7 +48,7 @@ class FolderSource:
     folder: absolute path.
     pairs: {split: [Pair]}; which split a picture is in depends on its path
       alone, so adding pictures moves no other (but see validation_share).
-    name: in messages and of the ledger (data/rejections.py).
+    name: the folder's path: in messages and of the ledger (data/rejections.py).
   """
 
   def __init__(
@@ -55,7 +57,6 @@ class FolderSource:
     *,
     validation_share: float = 0.05,
     max_rejected_share: float = 0.05,
-    name: str | None = None,
   ):
     """Lists the folder; pictures are opened later, one by one.
 
@@ -64,14 +65,13 @@ class FolderSource:
       validation_share: probability of a picture to be in "validation". At least
         one is, if there are two.
       max_rejected_share: share of unusable records that is put up with.
-      name: the folder's path by default.
 
     Raises:
       ValueError: no folder, or nothing usable in it.
       rejections.TooManyRejections: too many files cannot be paired.
     """
     self.folder = pathlib.Path(folder).expanduser().absolute()
-    self.name = name or str(self.folder)
+    self.name = str(self.folder)
     self._max_rejected_share = max_rejected_share
     if not 0 <= validation_share < 1:
       raise ValueError(f"{validation_share=} must be in [0, 1).")
@@ -88,38 +88,57 @@ class FolderSource:
 
   def _list(self) -> tuple[list[Pair], list[tuple[str, str]]]:
     """All pairs, and (name, reason) of what cannot be one."""
-    if (self.folder / CAPTIONS).exists():
+    if os.path.lexists(self.folder / CAPTIONS):
       return self._list_captions(self.folder / CAPTIONS)
     pairs, problems = [], []
     for path in _pictures(self.folder):
       file = path.relative_to(self.folder).as_posix()
-      caption_path = path.with_suffix(".txt")
-      if not caption_path.exists():
-        problems.append((file, f"no caption: no .txt file and no {CAPTIONS}"))
-      elif not (self._inside(path) and self._inside(caption_path)):
-        problems.append((file, "a link that leads out of the folder"))
-      elif caption := _read_caption(caption_path):
-        pairs.append(Pair(file, caption))
-      else:
-        problems.append((file, "empty caption"))
+      try:
+        pairs.append(Pair(file, self._caption_of(path)))
+      except ValueError as error:
+        problems.append((file, str(error)))
     return pairs, problems
+
+  def _caption_of(self, picture: pathlib.Path) -> str:
+    """What the .txt file says; ValueError if the two are no pair, and why."""
+    path = picture.with_suffix(".txt")
+    if not os.path.lexists(path):
+      raise ValueError(f"no caption: no .txt file and no {CAPTIONS}")
+    if reason := self._unusable(picture):
+      raise ValueError(reason)
+    if reason := self._unusable(path):
+      raise ValueError(f"its caption: {reason}")
+    try:
+      caption = _read_caption(path)
+    except OSError as error:
+      raise ValueError(f"its caption: {error.strerror}") from None
+    if not caption:
+      raise ValueError("empty caption")
+    return caption
 
   def _list_captions(
     self, path: pathlib.Path
   ) -> tuple[list[Pair], list[tuple[str, str]]]:
+    if reason := self._unusable(path):
+      raise ValueError(f"{path} cannot be used: {reason}.")
     pairs: dict[str, Pair] = {}
     problems = []
-    with path.open("rb") as lines:
-      for number, line in enumerate(lines, 1):
-        if not line.strip():
-          continue
-        try:
-          pair = self._parse(line)
-          if pair.file in pairs:
-            raise ValueError("file listed twice")
-          pairs[pair.file] = pair
-        except ValueError as error:
-          problems.append((f"{CAPTIONS}:{number}", str(error)))
+    try:
+      with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+          if number == 1:
+            line = line.removeprefix(_BOM.encode("utf-8"))
+          if not line.strip():
+            continue
+          try:
+            pair = self._parse(line)
+            if pair.file in pairs:
+              raise ValueError("file listed twice")
+            pairs[pair.file] = pair
+          except ValueError as error:
+            problems.append((f"{CAPTIONS}:{number}", str(error)))
+    except OSError as error:
+      raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     return list(pairs.values()), problems
 
   def _parse(self, line: bytes) -> Pair:
@@ -138,18 +157,26 @@ class FolderSource:
     if not parts or "\0" in file or file.startswith("/") or ".." in parts:
       raise ValueError(f"file must stay inside the folder: {file!r}")
     file = "/".join(parts)
-    path = self.folder / file
-    try:
-      if not path.is_file():
-        raise ValueError(f"no such file: {file!r}")
-    except (OSError, UnicodeError):
-      raise ValueError(f"not a possible file name: {file[:80]!r}") from None
-    if not self._inside(path):
-      raise ValueError(f"file must stay inside the folder: {file!r}")
+    if reason := self._unusable(self.folder / file):
+      raise ValueError(f"{reason}: {file[:80]!r}")
     return Pair(file, caption)
 
-  def _inside(self, path: pathlib.Path) -> bool:
-    return path.resolve().is_relative_to(self._root)
+  def _unusable(self, path: pathlib.Path) -> str:
+    """Why a file must not be opened, "" if it may be: a pipe would block."""
+    try:
+      real = path.resolve(strict=True)
+      if not real.is_relative_to(self._root):
+        return "a link that leads out of the folder"
+      regular = stat.S_ISREG(real.stat().st_mode)
+    except FileNotFoundError:
+      return "no such file"
+    except UnicodeError:
+      return "not a possible file name"
+    except RuntimeError:  # Python before 3.13.
+      return "a link that leads to itself"
+    except OSError as error:
+      return error.strerror or "cannot be opened"
+    return "" if regular else "not a regular file"
 
   def _judge(self, num_pairs: int, problems: list[tuple[str, str]]) -> None:
     """Names what cannot be used, or stops if it is too much."""
@@ -158,8 +185,7 @@ class FolderSource:
       max_share=self._max_rejected_share,
       num_records=num_pairs + len(problems),
     )
-    for file, reason in problems:
-      ledger.reject(file, reason)
+    ledger.reject_all(problems)
 
   def ledger(self) -> rejections.Ledger:
     """Where `read`'s callers count; judged by the folder's size."""
@@ -194,8 +220,8 @@ class FolderSource:
     """
     pair = self.pairs[split][index]
     path = self.folder / pair.file
-    if not self._inside(path):  # It may have been replaced since the listing.
-      raise images.BadImage(pair.file, "a link that leads out of the folder")
+    if reason := self._unusable(path):  # Replaced since the listing.
+      raise images.BadImage(pair.file, reason)
     image = images.decode_image(path, name=pair.file)
     return {
       "image": images.fit(image, height, width, fit),
@@ -224,7 +250,7 @@ def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
 def _read_caption(path: pathlib.Path) -> str:
   with path.open("rb") as file:
     raw = file.read(_MAX_CAPTION_BYTES)
-  return text.to_text(raw).removeprefix("\ufeff").strip()
+  return text.to_text(raw).removeprefix(_BOM).strip()
 
 
 def _position(file: str) -> float:

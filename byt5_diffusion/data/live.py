@@ -143,7 +143,6 @@ class Live:
     host_count: int = 1,
   ):
     _hide_accelerators()
-    self.identity = {"kind": "live", **identity, "use_cached": use_cached}
     self._what = f"split {identity['split']!r} of {identity['task']!r}"
     self._provider = load(identity["task"], module, identity["split"])
     self._feature_converter_cls = feature_converter_cls
@@ -151,6 +150,14 @@ class Live:
     self.num_examples: int | None = _num_examples(
       self._provider, identity["split"]
     )
+    source = getattr(self._provider, "source", None)  # A mixture has none.
+    self.identity = {
+      "kind": "live",
+      **identity,
+      "use_cached": use_cached,
+      "num_examples": self.num_examples,
+      "fingerprint": getattr(source, "fingerprint", None),
+    }
     self._end = self._last_batch(host_count)
     self._iterators: dict[int, Any] = {}
     self._used = True

@@ -7,6 +7,7 @@ here touches the user's files.
 import collections
 import logging
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -66,18 +67,26 @@ class Ledger:
 
   def reject(self, name: str, reason: str) -> None:
     """Counts and names a bad record; raises if there are too many."""
+    self.reject_all([(name, reason)])
+
+  def reject_all(self, rejected: Iterable[tuple[str, str]]) -> None:
+    """Counts many (name, reason) before it judges, so that a count is whole."""
     with self._lock:
-      if self.num_records is not None:
-        if name in self._names:  # Another epoch.
-          return self._judge()
-        self._names.add(name)
-      self._rejected += 1
-      self._counts[reason] += 1
-      if name not in self._reasons and len(self._reasons) < _NAMED_AT_MOST:
-        self._reasons[name] = reason
-        if len(self._reasons) <= _LOGGED_AT_MOST:
-          _log.warning("%s: skipped %s: %s", self.source, name, reason)
+      for name, reason in rejected:
+        self._note(name, reason)
       self._judge()
+
+  def _note(self, name: str, reason: str) -> None:
+    if self.num_records is not None:
+      if name in self._names:  # Another epoch.
+        return
+      self._names.add(name)
+    self._rejected += 1
+    self._counts[reason] += 1
+    if name not in self._reasons and len(self._reasons) < _NAMED_AT_MOST:
+      self._reasons[name] = reason
+      if len(self._reasons) <= _LOGGED_AT_MOST:
+        _log.warning("%s: skipped %s: %s", self.source, name, reason)
 
   def summary(self) -> dict[str, Any]:
     """Counts, share, {name: reason} of the first ones, {reason: count}."""
