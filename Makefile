@@ -17,11 +17,15 @@ help:
 	@echo "make bench     the benchmarks of docs/benchmarks.md"
 
 # Debian's bare python3 has no ensurepip: virtualenv stands in for venv there.
+# A set-up that fails leaves nothing behind that the next one would trust.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
-	  rm -rf $(VENV).bootstrap && \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is too old: make PYTHON=python3.11 (or newer)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
+	  rm -rf $(VENV) $(VENV).bootstrap && \
 	  $(PYTHON) -m pip install -q --target $(VENV).bootstrap virtualenv && \
-	  PYTHONPATH=$(VENV).bootstrap $(PYTHON) -m virtualenv -q --clear $(VENV); }
+	  PYTHONPATH=$(VENV).bootstrap $(PYTHON) -m virtualenv -q $(VENV); } || { \
+	  rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: $(BIN)/python setup.py pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once; a few minutes) ..."

@@ -85,8 +85,10 @@ def _validation_batches(
   index, hosts = partitioning.host_layout()
   smallest = partitioning.data_size
   while batch_size >= smallest:
-    data = open_data(batch_size=batch_size, host_index=index, host_count=hosts)
     with contextlib.suppress(pipeline.EmptySplit):
+      data = open_data(
+        batch_size=batch_size, host_index=index, host_count=hosts
+      )
       batches = list(itertools.islice(data, count))
       if batches:
         return batches

@@ -16,30 +16,23 @@ What travels where:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
 from flax import linen as nn
 
-from byt5_diffusion import diffusion, guidance, losses, samplers
+from byt5_diffusion import conditions, diffusion, guidance, losses, samplers
 
 Array = jax.Array
 Batch = Mapping[str, Array]
 PyTree = Any
 
-EOS_ID = 1  # ByT5's end of sequence; ids are byte + 3.
 # Training's timesteps, text dropout and noise come from three independent keys
 # per example; evaluation replaces the timesteps by this fixed grid.
 EVAL_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-class Conditioning(NamedTuple):
-  """What the UNet is told: text_embeddings [B, L, D], text_mask [B, L] bool."""
-
-  text_embeddings: Array
-  text_mask: Array
+STEP_SPACINGS = ("uniform", "log_snr", "karras")
 
 
 class Model(Protocol):
@@ -82,11 +75,6 @@ class Model(Protocol):
     num_steps: int | None = None,
   ) -> Array:
     """Draws images [B, H, W, 3] in [-1, 1], one key per image."""
-
-
-def null_tokens(text_tokens: Array) -> Array:
-  """The empty caption, [eos] then padding, in the shape of text_tokens."""
-  return jnp.zeros_like(text_tokens).at[..., 0].set(EOS_ID)
 
 
 def per_example_rngs(rng: Array, example_id: Array) -> Array:
@@ -166,6 +154,12 @@ class TextToImageModel:
         f"loss_normalizing_factor (BATCH_SIZE) = {self.loss_normalizing_factor}"
         " must be positive."
       )
+    if self.step_spacing not in STEP_SPACINGS:
+      raise ValueError(f"{self.step_spacing=} is not in {STEP_SPACINGS}.")
+    if self.num_sampling_steps < 1:
+      raise ValueError(f"{self.num_sampling_steps=} must be positive.")
+    if len(self.image_size) != 2 or min(self.image_size) < 1:
+      raise ValueError(f"{self.image_size=} is not a positive (H, W).")
 
   @property
   def FEATURE_CONVERTER_CLS(self) -> Any:
@@ -219,7 +213,7 @@ class TextToImageModel:
     *,
     enable_dropout: bool = False,
     dropout_rng: Array | None = None,
-  ) -> Conditioning:
+  ) -> conditions.Conditioning:
     """Bytes [B, L] to conditioning; a frozen encoder gets no gradient."""
     if self.freeze_text_encoder:
       if flax_mutables is None:
@@ -239,14 +233,14 @@ class TextToImageModel:
     )
     if self.freeze_text_encoder:
       embeddings = jax.lax.stop_gradient(embeddings)
-    return Conditioning(embeddings, text_tokens > 0)
+    return conditions.Conditioning(embeddings, text_tokens > 0)
 
   def predict(
     self,
     params: PyTree,
     noisy_latents: Array,
     log_snr: Array,
-    conditioning: Conditioning,
+    conditioning: conditions.Conditioning,
     *,
     enable_dropout: bool = False,
     dropout_rng: Array | None = None,
@@ -265,7 +259,7 @@ class TextToImageModel:
     return prediction.astype(jnp.float32)
 
   def denoise_fn(
-    self, params: PyTree, conditioning: Conditioning
+    self, params: PyTree, conditioning: conditions.Conditioning
   ) -> samplers.DenoiseFn:
     """The seam that samplers know: (noisy_latents, log_snr) -> Denoised."""
 
@@ -307,7 +301,9 @@ class TextToImageModel:
     if guidance_scale == 1:
       denoise = self.denoise_fn(params, conditioning)
     else:
-      null = self.encode_text(params, null_tokens(text_tokens), flax_mutables)
+      null = self.encode_text(
+        params, conditions.null_tokens(text_tokens), flax_mutables
+      )
       both = jax.tree.map(
         lambda x, y: jnp.concatenate([x, y]), conditioning, null
       )
@@ -337,7 +333,7 @@ class TextToImageModel:
     latents: Array,
     noise: Array,
     timesteps: Array,
-    conditioning: Conditioning,
+    conditioning: conditions.Conditioning,
     **dropout: Any,
   ) -> Array:
     """weight(log_snr) * mean (prediction - target)^2, [B]."""
@@ -406,7 +402,7 @@ class TextToImageModel:
     )(drop_rngs)
     text_tokens = batch["text_tokens"]
     text_tokens = jnp.where(
-      drop[:, None], null_tokens(text_tokens), text_tokens
+      drop[:, None], conditions.null_tokens(text_tokens), text_tokens
     )
     dropout: dict[str, Any] = {
       "enable_dropout": True,

@@ -11,7 +11,6 @@ was killed and resumed ends with the very bits of one that was not.
 import contextlib
 import functools
 import pathlib
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from byt5_diffusion import (
   evaluation,
   host_memory,
   models,
+  stop_signals,
   telemetry,
   train_state,
   variables,
@@ -151,7 +151,8 @@ def train(
     validation_data: as train_data, finite and unshuffled; None: no validation.
     num_microbatches: parts whose gradients are summed; divides batch_size.
     ema_decay: of the averaged parameters that sampling uses; None: none.
-    checkpoint_period, log_period, eval_period, sample_period: steps.
+    checkpoint_period, log_period, eval_period, sample_period: steps; the last
+      two may be 0 for never.
     checkpoints_to_keep: None keeps all.
     eval_steps: batches of validation_data per validation.
     sample_texts: captions drawn every sample_period steps.
@@ -168,11 +169,15 @@ def train(
     NonFiniteError: MAX_SKIPPED_STEPS steps in a row were not finite.
     SystemExit: 128 + the signal, after SIGTERM or Ctrl-C; the state is saved.
   """
-  if total_steps < 1 or batch_size % num_microbatches:
-    raise ValueError(
-      f"{total_steps=} must be positive and {num_microbatches=} divide "
-      f"{batch_size=}."
-    )
+  _check_numbers(
+    total_steps=total_steps,
+    batch_size=batch_size,
+    num_microbatches=num_microbatches,
+    checkpoint_period=checkpoint_period,
+    log_period=log_period,
+  )
+  if batch_size % num_microbatches:
+    raise ValueError(f"{num_microbatches=} must divide {batch_size=}.")
   if model.loss_normalizing_factor != batch_size:
     raise ValueError(
       f"loss_normalizing_factor = {model.loss_normalizing_factor} must be the "
@@ -188,14 +193,7 @@ def train(
   )
   directory.mkdir(parents=True, exist_ok=True)
 
-  # Data: one batch tells the shapes, then the pipeline is wound back.
-  host_index, host_count = partitioning.host_layout()
-  batches = train_data(
-    batch_size=batch_size, host_index=host_index, host_count=host_count
-  )
-  start = batches.get_state()
-  shapes = variables.global_shapes(next(batches), batch_size)
-  batches.set_state(start)
+  batches, shapes = _open_data(train_data, batch_size, partitioning)
   evaluation.check_batch(model, shapes)
 
   # State: restored where there is something to restore.
@@ -219,13 +217,15 @@ def train(
     model, shapes, partitioning, ema_decay
   )
   if first_step:
-    _check_resumed(saved, extra, directory)
+    _check_resumed(saved, extra, directory, first_step, total_steps)
     state, data_state, _ = checkpointer.restore(first_step, state_shapes)
     batches.set_state(data_state)
   else:
     state = init(init_rng)
 
-  if first_step >= total_steps:
+  progress = telemetry.Progress(total_steps, batch_size, first_step)
+  if first_step == total_steps:
+    progress.say(f"{directory} has all of its {total_steps} steps")
     checkpointer.close()
     return state
 
@@ -233,9 +233,12 @@ def train(
   writer = telemetry.make_writers(directory, first_step=first_step)
   if jax.process_index() == 0:
     writer.write_texts(first_step, {"config": config.write_configs(directory)})
-  progress = telemetry.Progress(total_steps, batch_size, first_step)
   validate = evaluation.make_validation(
-    model, validation_data, batch_size, eval_steps, partitioning
+    model,
+    validation_data if eval_period else None,
+    batch_size,
+    eval_steps,
+    partitioning,
   )
   draw = evaluation.make_sample_grid(model, sample_texts, directory)
   if first_step:
@@ -255,7 +258,7 @@ def train(
   )
 
   def due(step: int, period: int) -> bool:
-    return step % period == 0 or step == total_steps
+    return period > 0 and (step % period == 0 or step == total_steps)
 
   progress.start()
   window = _Window()
@@ -263,7 +266,7 @@ def train(
     contextlib.closing(checkpointer),  # An error must not cost a save.
     contextlib.closing(writer),
     contextlib.closing(progress),
-    StopSignals() as stop,
+    stop_signals.StopSignals() as stop,
   ):
     for step in range(first_step + 1, total_steps + 1):
       with window.waiting():
@@ -295,6 +298,39 @@ def train(
 
 
 # --- What train() is made of --------------------------------------------------
+
+
+# How a recipe calls train()'s numbers.
+_MACROS = {
+  "total_steps": " (TRAIN_STEPS)",
+  "batch_size": " (BATCH_SIZE)",
+  "checkpoint_period": " (CHECKPOINT_PERIOD)",
+}
+
+
+def _check_numbers(**numbers: int) -> None:
+  for name, value in numbers.items():
+    if value < 1:
+      raise ValueError(
+        f"{name}{_MACROS.get(name, '')} = {value} must be positive."
+      )
+
+
+def _open_data(
+  train_data: Callable[..., Any],
+  batch_size: int,
+  partitioning: partitioning_lib.Partitioning,
+) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+  """This host's batches, and the shapes of the global ones."""
+  host_index, host_count = partitioning.host_layout()
+  batches = train_data(
+    batch_size=batch_size, host_index=host_index, host_count=host_count
+  )
+  # One batch tells the shapes, then the pipeline is wound back.
+  start = batches.get_state()
+  shapes = variables.global_shapes(next(batches), batch_size)
+  batches.set_state(start)
+  return batches, shapes
 
 
 def _next(batches: Any, step: int) -> Any:
@@ -384,39 +420,24 @@ class _Window:
     return _Window(self._skipped[-MAX_SKIPPED_STEPS:])
 
 
-class StopSignals:
-  """SIGTERM and the first Ctrl-C: finish the step, save, then leave."""
-
-  def __init__(self) -> None:
-    self.requested = False
-    self.exit_code = 0
-    self._previous: dict[int, Any] = {}
-
-  def __enter__(self) -> "StopSignals":
-    for number in (signal.SIGTERM, signal.SIGINT):
-      with contextlib.suppress(ValueError):  # not on the main thread
-        self._previous[number] = signal.signal(number, self._handle)
-    return self
-
-  def _handle(self, number: int, frame: Any) -> None:
-    del frame
-    if self.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.requested, self.exit_code = True, 128 + number
-
-  def __exit__(self, *error: Any) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-
 def _prefixed(prefix: str, scalars: Mapping[str, float]) -> dict[str, float]:
   return {f"{prefix}/{name}": value for name, value in scalars.items()}
 
 
 def _check_resumed(
-  saved: Mapping[str, Any], now: Mapping[str, Any], directory: pathlib.Path
+  saved: Mapping[str, Any],
+  now: Mapping[str, Any],
+  directory: pathlib.Path,
+  saved_step: int,
+  total_steps: int,
 ) -> None:
   """Raises where going on would not continue the same run."""
+  if saved_step > total_steps:
+    raise ValueError(
+      f"the run in {directory} is at step {saved_step} already, past "
+      f"TRAIN_STEPS = {total_steps}: raise TRAIN_STEPS, or take another "
+      "MODEL_DIR."
+    )
   for name in ("batch_size", "random_seed"):
     if saved.get(name) != now[name]:
       raise ValueError(

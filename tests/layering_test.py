@@ -22,7 +22,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Imported for the version and the place of the package alone.
   "package": (". data tasks", ""),
   # Formulas. Nothing of ours.
-  "maths": ("diffusion losses", ""),
+  "maths": ("conditions diffusion losses", ""),
   "networks": ("autoencoder byt5 layers unet", "maths"),
   "samplers": ("samplers", "maths"),
   "guidance": ("guidance", "maths samplers"),
@@ -31,8 +31,8 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Knows no model.
   "machinery": (
     "checkpoints host_memory metric_writers model_gin optimizer_def optimizers"
-    " partitioning stored_trees telemetry train_state config config_checks"
-    " config_program config_source config_text config_types",
+    " partitioning stop_signals stored_trees telemetry train_state config"
+    " config_checks config_program config_source config_text config_types",
     "package maths",
   ),
   # Compares strings, so it must know the bytes of data.text.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from byt5_diffusion import diffusion, guidance, models, samplers
+from byt5_diffusion import conditions, diffusion, guidance, models, samplers
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def keys(count: int) -> jax.Array:
 
 def test_null_condition_is_the_empty_caption() -> None:
   tokens = jnp.asarray(tiny.make_batch()["text_tokens"])
-  null = models.null_tokens(tokens)
+  null = conditions.null_tokens(tokens)
   assert null.shape == tokens.shape
   assert null[0].tolist() == [1] + [0] * (tiny.LENGTH - 1)
 
@@ -165,3 +165,17 @@ def test_frozen_weights_must_be_given() -> None:
   model = tiny.make_model(freeze_text_encoder=True)
   with pytest.raises(ValueError, match="flax_mutables"):
     model.encode_text({}, jnp.ones((1, tiny.LENGTH), jnp.int32))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"step_spacing": "even"},
+    {"num_sampling_steps": 0},
+    {"image_size": (0, 16)},
+    {"image_size": (16,)},
+  ],
+)
+def test_what_cannot_be_sampled_is_refused_at_once(changes):
+  with pytest.raises(ValueError, match=next(iter(changes))):
+    tiny.make_model(**changes)

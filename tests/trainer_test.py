@@ -80,8 +80,10 @@ def test_a_resumed_run_ends_bit_identical(
   resumed = run(tmp_path)
   assert int(resumed.step) == 4
   assert tiny.leaves_equal(resumed, whole)
-  # A finished run is left alone.
+  # A finished run is left alone, and a shorter one is no continuation.
   assert tiny.leaves_equal(run(tmp_path), whole)
+  with pytest.raises(ValueError, match="step 4 already, past TRAIN_STEPS = 3"):
+    run(tmp_path, total_steps=3)
 
 
 def test_a_run_that_goes_on_must_be_the_same_run(
@@ -232,6 +234,21 @@ def test_one_bad_step_changes_nothing() -> None:
     assert tiny.leaves_equal(getattr(after, name), getattr(state, name)), name
 
 
+def test_validation_and_samples_can_be_switched_off(
+  tmp_path: pathlib.Path,
+) -> None:
+  run(
+    tmp_path,
+    total_steps=2,
+    validation_data=tiny.Batches,
+    eval_period=0,
+    sample_texts=("a",),
+    sample_period=0,
+  )
+  assert "validation" not in (tmp_path / "metrics.jsonl").read_text("utf-8")
+  assert not (tmp_path / "samples").exists()
+
+
 def test_an_error_costs_no_save_and_data_must_not_end(
   tmp_path: pathlib.Path,
 ) -> None:
@@ -279,8 +296,11 @@ def test_each_microbatch_has_its_own_dropout() -> None:
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    ({"total_steps": 0}, "total_steps=0 must be positive"),
-    ({"num_microbatches": 3}, "num_microbatches=3 divide"),
+    ({"total_steps": 0}, "TRAIN_STEPS. = 0 must be positive"),
+    ({"num_microbatches": 3}, "num_microbatches=3 must divide"),
+    ({"num_microbatches": 0}, "num_microbatches = 0"),
+    ({"checkpoint_period": 0}, "CHECKPOINT_PERIOD"),
+    ({"log_period": 0}, "log_period = 0"),
     ({"model": tiny.make_model(4)}, "BATCH_SIZE = 8"),
     ({"frozen_checkpoint": "x"}, "freezes no network"),
     (
