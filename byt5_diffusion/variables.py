@@ -7,6 +7,7 @@ hold the path and the sha256 only.
 
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,14 +146,45 @@ def restore_frozen(
   """The frozen networks that a checkpoint names, checked by their sha256.
 
   Raises:
-    checkpoints.CheckpointError: they are gone, or not the ones of the run.
+    checkpoints.CheckpointError: they are gone, or not the ones of the run, or
+      the record is broken.
   """
   record = extra.get("frozen")
   if record is None:
     return None
-  # A path relative to the run is the run's own; an absolute one stands.
-  path = pathlib.Path(model_dir) / record["path"]
-  return {"frozen": checkpoints.load_tree(path, sha256=record["sha256"])}
+  path, sha256 = _frozen_record(record, model_dir)
+  try:
+    return {"frozen": checkpoints.load_tree(path, sha256=sha256)}
+  except OSError as error:
+    raise checkpoints.CheckpointError(
+      f"{str(path)[:200]} can't be read: {error.strerror}."
+    ) from error
+
+
+def _frozen_record(
+  record: Any, model_dir: str | os.PathLike[str]
+) -> tuple[pathlib.Path, str]:
+  """Path and sha256 of a record, which a stranger may have written.
+
+  A path relative to the run is the run's own and must lie inside it; an
+  absolute one stands, as the user's own runs share a network by it.
+  """
+  prefix = f"{model_dir}: the checkpoint's record of frozen networks"
+  if not isinstance(record, Mapping):
+    raise checkpoints.CheckpointError(f"{prefix} is not a dict.")
+  path, sha256 = record.get("path"), record.get("sha256")
+  if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+    raise checkpoints.CheckpointError(
+      f"{prefix} has no sha256 of 64 hexadecimal digits."
+    )
+  if not isinstance(path, str) or not path or "\0" in path:
+    raise checkpoints.CheckpointError(f"{prefix} has no path.")
+  run = pathlib.Path(model_dir)
+  if not os.path.isabs(path) and ".." in pathlib.PurePath(path).parts:
+    raise checkpoints.CheckpointError(
+      f"{prefix} has the path {path[:200]!r}, which leaves the run's folder."
+    )
+  return run / path, sha256
 
 
 def _run_once(jitted: Any) -> Callable[..., Any]:

@@ -140,6 +140,48 @@ def test_frozen_weights_are_checked(
     variables.restore_frozen(extra, moved)
 
 
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"path": None}, "has no path"),
+    ({"path": 5}, "has no path"),
+    ({"path": ""}, "has no path"),
+    ({"path": "frozen\0"}, "has no path"),
+    ({"path": "../run/frozen"}, "leaves the run's folder"),
+    ({"path": "x/../../run/frozen"}, "leaves the run's folder"),
+    ({"path": "/etc"}, "/etc"),
+    ({"path": "f" * 5000}, "path"),
+    ({"sha256": None}, "sha256"),
+    ({"sha256": ""}, "sha256"),
+    ({"sha256": "0" * 63}, "sha256"),
+    ({"sha256": 5}, "sha256"),
+  ],
+)
+def test_a_broken_record_of_frozen_weights_is_refused(
+  run_dir: pathlib.Path, changes: dict[str, Any], says: str
+) -> None:
+  record = {**checkpoints.restore_params(run_dir).extra["frozen"], **changes}
+  with pytest.raises(checkpoints.CheckpointError, match=says):
+    variables.restore_frozen({"frozen": record}, run_dir)
+
+
+@pytest.mark.parametrize("record", [{}, [], 5, "frozen"])
+def test_no_record_at_all_of_frozen_weights_is_refused(
+  run_dir: pathlib.Path, record: Any
+) -> None:
+  with pytest.raises(checkpoints.CheckpointError, match="frozen"):
+    variables.restore_frozen({"frozen": record}, run_dir)
+
+
+def test_frozen_weights_may_lie_elsewhere(run_dir: pathlib.Path) -> None:
+  record = checkpoints.restore_params(run_dir).extra["frozen"]
+  elsewhere = {**record, "path": str(run_dir.absolute() / "frozen")}
+  assert tiny.leaves_equal(
+    variables.restore_frozen({"frozen": elsewhere}, "/nowhere"),
+    variables.restore_frozen({"frozen": record}, run_dir),
+  )
+
+
 def arguments(run_dir: pathlib.Path, **others: Any) -> dict[str, Any]:
   return {
     "model": tiny.make_model(BATCH, freeze_text_encoder=True),
