@@ -3,13 +3,14 @@
 A gin file is code: gin imports any module and calls any function that a file
 names. A folder of weights from a stranger must not do that, so model.gin is
 read as text, everything it names is looked up in the table below, and only then
-is it built, by a small evaluator of its own: gin's machinery never sees it.
+is it built, by a small evaluator of its own: gin's machinery never sees it. Few
+lines can also ask for endless work, so what a file may ask for has bounds.
 """
 
 import functools
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from byt5_diffusion import (
@@ -26,7 +27,14 @@ Program = config_program.Program
 Reference = config_program.Reference
 
 MACRO = "MODEL"
+# What %MODEL of a stranger's file is made by.
+MODEL_CLASS = "byt5_diffusion.models.TextToImageModel"
 MAX_BYTES = 256 * 1024
+# A run's file has some 60 statements and evaluates some 80 values.
+MAX_STATEMENTS = 1000
+MAX_SCOPE_DEPTH = 8
+MAX_EVALUATIONS = 10_000
+MAX_MESSAGE = 1000
 # Parameters of a model that only its training reads.
 TRAINING_ONLY = (
   "optimizer_def",
@@ -67,6 +75,41 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
   ),
   "byt5_diffusion.unet": ("UNet", "UNetConfig"),
 }
+# Parameter -> (least, greatest), for each number in its value: far beyond any
+# network in use, and far below what no machine could hold.
+_DEPTH, _WIDTH, _SIDE = (0, 1000), (1, 65_536), (1, 16_384)
+BOUNDS: Mapping[str, tuple[int, int]] = {
+  "base_size": _SIDE,
+  "channels": _WIDTH,
+  "cross_attention_dim": _WIDTH,
+  "embed_dim": _WIDTH,
+  "head_dim": _WIDTH,
+  "image_size": _SIDE,
+  "in_channels": _WIDTH,
+  "max_text_length": (1, 65_536),
+  "mid_transformer_depth": _DEPTH,
+  "mlp_dim": _WIDTH,
+  "norm_groups": _WIDTH,
+  "num_decoder_layers": _DEPTH,
+  "num_encoder_layers": _DEPTH,
+  "num_heads": _WIDTH,
+  "num_res_blocks": _DEPTH,
+  "num_sampling_steps": (1, 10_000),
+  "num_train_timesteps": (1, 100_000),
+  "out_channels": _WIDTH,
+  "patch_size": (1, 1024),
+  "relpos_max_distance": (1, 65_536),
+  "relpos_num_buckets": (1, 65_536),
+  "transformer_depth": _DEPTH,
+  "vocab_size": (1, 2**20),
+}
+OTHER_BOUNDS = (-(2**31), 2**31)
+MAX_ENTRIES = 16  # of a list: each level of a UNet halves the sides
+CHOICES: Mapping[str, tuple[str, ...]] = {
+  "dtype": ("bfloat16", "float16", "float32", "float64"),
+}
+# Parameters that are annotated too widely, and where their classes are from.
+CLASSES_OF: Mapping[str, str] = {"codec": "byt5_diffusion.autoencoder"}
 
 
 def text_of(program: Program, header: str = "") -> str:
@@ -81,13 +124,24 @@ _REMEDY = (
 )
 
 
+# What a constructor may raise for values that it was not made for.
+_BROKEN = (
+  ArithmeticError,
+  AttributeError,
+  LookupError,
+  MemoryError,
+  TypeError,
+  ValueError,
+)
+
+
 def load(path: str | os.PathLike[str], *, trust_config: bool = False) -> Any:
   """Builds the model that a model.gin describes.
 
   Args:
     path: the file.
-    trust_config: allow includes, any import and any callable: runs whatever the
-      file's author wants.
+    trust_config: allow includes, any import, any callable and any number: runs
+      whatever the file's author wants.
 
   Returns:
     %MODEL, built; gin's own global configuration is neither read nor changed.
@@ -97,17 +151,24 @@ def load(path: str | os.PathLike[str], *, trust_config: bool = False) -> Any:
   """
   text = _read(path)
   reader = config_source.Reader([os.path.dirname(os.path.abspath(path))])
-  reader.read_text(text, str(path), include=trust_config, quote=trust_config)
-  if not trust_config:
-    check_allowed(reader.program)
-  if MACRO not in reader.program.macros():
-    raise ConfigError(f"{path}: {MACRO} is not set in this file.")
   try:
-    return build(reader.program, MACRO)
+    reader.read_text(text, str(path), include=trust_config, quote=trust_config)
+    if not trust_config:
+      check_allowed(reader.program)
+      check_size(reader.program)
+    if MACRO not in reader.program.macros():
+      raise ConfigError(f"{path}: {MACRO} is not set in this file.")
+    check_model(reader.program, None if trust_config else MODEL_CLASS)
+    return build(reader.program, MACRO, limited=not trust_config)
   except ConfigError:
     raise
-  except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
-    raise ConfigError(f"{path}: cannot be built: {error}") from error
+  except RecursionError:
+    raise ConfigError(
+      f"{path}: cannot be built: its values are nested too deeply."
+    ) from None
+  except _BROKEN as error:
+    reason = str(error)[:MAX_MESSAGE]
+    raise ConfigError(f"{path}: cannot be built: {reason}") from error
 
 
 def _read(path: str | os.PathLike[str]) -> str:
@@ -148,52 +209,176 @@ def check_allowed(program: Program) -> None:
   )
 
 
-def build(program: Program, macro: str) -> Any:
-  """Evaluates %macro as gin would, without gin."""
+def check_size(program: Program) -> None:
+  """Few statements, flat scopes, no undefined macro: the checks end soon."""
+  if len(program.bindings) > MAX_STATEMENTS:
+    where = next(iter(program.bindings.values())).where
+    raise ConfigError(
+      f"{where}: more than {MAX_STATEMENTS} statements from here on.{_REMEDY}"
+    )
+  known = {*program.macros(), config_program.REQUIRED}
+  problems = []
+  for key, binding in program.bindings.items():
+    leaves = list(config_program.leaves(binding.value))
+    scopes = [leaf.scope for leaf in leaves if isinstance(leaf, Reference)]
+    scopes.append(key.scope if key.target else key.parameter)
+    macros = [leaf.name for leaf in leaves if isinstance(leaf, Macro)]
+    unknown = [name for name in macros if name not in known]
+    if unknown:
+      name = unknown[0][:MAX_MESSAGE]
+      problems.append(f"{binding.where}: %{name} is not defined.")
+    if max(scope.count("/") for scope in scopes) >= MAX_SCOPE_DEPTH:
+      problems.append(
+        f"{binding.where}: a scope of more than {MAX_SCOPE_DEPTH} names."
+        f"{_REMEDY}"
+      )
+  config_checks.fail(problems)
+
+
+def check_model(program: Program, model_class: str | None) -> None:
+  """%MODEL is a call; of this class, unless None."""
+  value = config_checks.Checker(program).resolve(Macro(MACRO))
+  if isinstance(value, Macro):
+    return  # A circle or an undefined name, which `build` reports as such.
+  called = isinstance(value, Reference) and value.evaluate
+  if not called or model_class not in (None, value.target):
+    wanted = (model_class or MODEL_CLASS).removeprefix("byt5_diffusion.")
+    where = program.bindings[Key("", "", MACRO)].where
+    raise ConfigError(
+      f"{where}: {MACRO} must be a model, as @{wanted}()."
+      f"{_REMEDY if called else ''}"
+    )
+
+
+def build(program: Program, macro: str, *, limited: bool = False) -> Any:
+  """Evaluates %macro as gin would, without gin.
+
+  Args:
+    program: what was read.
+    macro: its name.
+    limited: refuse numbers outside of BOUNDS, and endless work.
+  """
   checker = config_checks.Checker(program)
   checker.check_names()
   checker.check_types()
   walk = config_checks.Walk(checker)
   walk.read_macro(macro, macro)
   config_checks.fail(walk.missing)
-  return _evaluate(Macro(macro), (), checker)
+  return _Evaluator(checker, limited).evaluate(Macro(macro), (), macro)
 
 
-def _evaluate(
-  value: Any, scope: tuple[str, ...], checker: config_checks.Checker
-) -> Any:
-  def inner(item: Any) -> Any:
-    return _evaluate(item, scope, checker)
+def check_value(name: str, value: Any, where: str) -> None:
+  """A parameter's value is within BOUNDS, CHOICES and CLASSES_OF.
 
-  if isinstance(value, Macro):
-    binding = checker.program.bindings[Key("", "", value.name)]
-    return _evaluate(binding.value, tuple(value.name.split("/")), checker)
-  if isinstance(value, Reference):
-    inside = tuple(value.scope.split("/")) if value.scope else scope
-    function = functools.partial(_call, checker, value.target, inside)
-    return function() if value.evaluate else function
-  if isinstance(value, dict):
-    return {inner(key): inner(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return type(value)(inner(item) for item in value)
-  return value
+  Raises:
+    ConfigError: it is not; names the parameter and the bound.
+  """
+  choices = CHOICES.get(name)
+  if choices and value not in choices:
+    shown = repr(value)[:60]
+    raise ConfigError(
+      f"{where}: {name} = {shown} is none of {', '.join(choices)}.{_REMEDY}"
+    )
+  module = CLASSES_OF.get(name)
+  if module and type(value).__module__ != module:
+    raise ConfigError(
+      f"{where}: {name} = {repr(value)[:60]} is no object of {module}.{_REMEDY}"
+    )
+  low, high = BOUNDS.get(name, OTHER_BOUNDS)
+  for number in _integers(value):
+    if not low <= number <= high:
+      raise ConfigError(
+        f"{where}: {name} = {_shown(number)} is not in {low} .. {high}."
+        f"{_REMEDY}"
+      )
+  is_list = isinstance(value, (list, tuple))
+  if name in BOUNDS and is_list and len(value) > MAX_ENTRIES:
+    raise ConfigError(
+      f"{where}: {name} has {len(value)} entries, more than {MAX_ENTRIES}."
+      f"{_REMEDY}"
+    )
 
 
-def _call(
-  checker: config_checks.Checker,
-  target: str,
-  scope: tuple[str, ...],
-  *args: Any,
-  **given: Any,
-) -> Any:
-  """Calls a target with what is bound to it; given arguments win."""
-  bound = {
-    key.parameter: checker.program.bindings[key].value
-    for key in config_checks.bound_keys(checker.program, target, scope)
-  }
-  bound = {
-    name: _evaluate(value, scope, checker)
-    for name, value in bound.items()
-    if name not in given
-  }
-  return checker.objects[target](*args, **bound, **given)
+def _integers(value: Any) -> Iterator[int]:
+  for leaf in config_program.leaves(value):
+    if isinstance(leaf, int) and not isinstance(leaf, bool):
+      yield leaf
+
+
+def _shown(number: int) -> str:
+  """Python itself refuses to spell very long integers."""
+  bits = number.bit_length()
+  return str(number) if bits <= 64 else f"a number of {bits} bits"
+
+
+class _Evaluator:
+  """Turns a checked Program's values into objects, counting what it does."""
+
+  def __init__(self, checker: config_checks.Checker, limited: bool) -> None:
+    self._checker = checker
+    self._limited = limited
+    self._count = 0
+
+  def evaluate(self, value: Any, scope: tuple[str, ...], where: str) -> Any:
+    """The value, with its references called in this scope."""
+    self._spend(1, where)
+    if isinstance(value, Macro):
+      binding = self._checker.program.bindings[Key("", "", value.name)]
+      inside = tuple(value.name.split("/"))
+      return self.evaluate(binding.value, inside, binding.where)
+    if isinstance(value, Reference):
+      inside = tuple(value.scope.split("/")) if value.scope else scope
+      if value.evaluate:
+        return self.call(value.target, inside, where)
+      # Called some day by what it is given to: counted on its own then.
+      later = _Evaluator(self._checker, self._limited)
+      return functools.partial(later.call_later, value.target, inside, where)
+    if isinstance(value, dict):
+      return {
+        self.evaluate(key, scope, where): self.evaluate(item, scope, where)
+        for key, item in value.items()
+      }
+    if isinstance(value, (list, tuple)):
+      return type(value)(self.evaluate(item, scope, where) for item in value)
+    return value
+
+  def _spend(self, count: int, where: str) -> None:
+    self._count += count
+    if self._limited and self._count > MAX_EVALUATIONS:
+      raise ConfigError(
+        f"{where}: building this takes more than {MAX_EVALUATIONS}"
+        f" evaluations.{_REMEDY}"
+      )
+
+  def call_later(
+    self,
+    target: str,
+    scope: tuple[str, ...],
+    where: str,
+    *args: Any,
+    **given: Any,
+  ) -> Any:
+    self._count = 0
+    return self.call(target, scope, where, *args, **given)
+
+  def call(
+    self,
+    target: str,
+    scope: tuple[str, ...],
+    where: str,
+    *args: Any,
+    **given: Any,
+  ) -> Any:
+    """Calls a target with what is bound to it; given arguments win."""
+    self._spend(1 + len(scope), where)
+    bound = {}
+    program = self._checker.program
+    for key in config_checks.bound_keys(program, target, scope):
+      if key.parameter in given:
+        continue
+      binding = program.bindings[key]
+      value = self.evaluate(binding.value, scope, binding.where)
+      if self._limited:
+        check_value(key.parameter, value, binding.where)
+      bound[key.parameter] = value
+    return self._checker.objects[target](*args, **bound, **given)

@@ -1,14 +1,24 @@
 """Configuration: what is accepted means what gin means; the rest is refused."""
 
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
+import time
 
 import gin
 import pytest
 
-from byt5_diffusion import config, config_program, config_text, model_gin
+from byt5_diffusion import (
+  config,
+  config_program,
+  config_text,
+  diffusion,
+  model_gin,
+  models,
+  samplers,
+)
 
 TOY = """
 import dataclasses
@@ -417,6 +427,7 @@ def test_model_gin_holds_only_what_the_model_reads(tmp_path, monkeypatch):
     "toy.Model.config",
   ]
   monkeypatch.setattr(model_gin, "ALLOWED", {"toy": ("Model", "Config")})
+  monkeypatch.setattr(model_gin, "MODEL_CLASS", "toy.Model")
   gin.clear_config()
   model = config.load_model_gin(tmp_path)
   assert (model.config.width, model.big, model.rate) == (4, True, 0.1)
@@ -453,9 +464,36 @@ def test_the_evaluator_agrees_with_gin(monkeypatch):
 
 GOOD = """
 from __gin__ import dynamic_registration
+from byt5_diffusion import autoencoder
+from byt5_diffusion import byt5
 from byt5_diffusion import diffusion
-MODEL = @diffusion.min_snr_weight()
+from byt5_diffusion import models
+from byt5_diffusion import unet
+MODEL = @models.TextToImageModel()
+models.TextToImageModel:
+  text_encoder = @byt5.TextEncoder()
+  unet = @unet.UNet()
+  codec = @autoencoder.PixelCodec()
+  schedule = @diffusion.linear_schedule()
+  loss_weight = @diffusion.min_snr_weight()
+  image_size = (16, 16)
+  max_text_length = 8
+  loss_normalizing_factor = 4
 diffusion.min_snr_weight.gamma = 5.0
+byt5.TextEncoder.config = @byt5.Byt5Config()
+byt5.Byt5Config:
+  embed_dim = 8
+  num_heads = 2
+  head_dim = 4
+  mlp_dim = 8
+  num_encoder_layers = 1
+unet.UNet.config = @unet.UNetConfig()
+unet.UNetConfig:
+  channels = (8,)
+  transformer_depth = (1,)
+  num_heads = (2,)
+  norm_groups = 4
+  cross_attention_dim = 8
 """
 HEAD = "from __gin__ import dynamic_registration\n"
 OURS = HEAD + "from byt5_diffusion import models\n"
@@ -598,7 +636,8 @@ def test_a_good_model_gin_is_built_even_through_a_link(stranger, tmp_path):
   blob = tmp_path / "blob"
   blob.write_text(GOOD)
   (folder / "model.gin").symlink_to(blob)
-  assert callable(config.load_model_gin(folder))
+  model = config.load_model_gin(folder)
+  assert isinstance(model, models.TextToImageModel)
 
 
 def test_trust_config_lifts_the_limits(stranger):
@@ -606,6 +645,126 @@ def test_trust_config_lifts_the_limits(stranger):
   (folder / "model.gin").write_text(HOSTILE["payload module"])
   config.load_model_gin(folder, trust_config=True)
   assert owned.exists()
+
+
+def bound_to(parameter, value):
+  """GOOD with another value, whether it set that parameter or not."""
+  pattern = rf"^(  {parameter} = ).*$"
+  text, count = re.subn(pattern, rf"\g<1>{value}", GOOD, flags=re.MULTILINE)
+  targets = {
+    "num_train_timesteps": "diffusion.linear_schedule",
+    "num_res_blocks": "unet.UNetConfig",
+    "dtype": "unet.UNetConfig",
+    "vocab_size": "byt5.Byt5Config",
+  }
+  target = targets.get(parameter, "models.TextToImageModel")
+  return text if count else f"{GOOD}{target}.{parameter} = {value}\n"
+
+
+def levels(count, value):
+  """L0 = value with %L1 inside, L1 = ..., and the last one a 1."""
+  lines = [f"L{i} = {value(i)}\n" for i in range(count)]
+  text = bound_to("input_vocabulary", "%L0")
+  return text + "".join(lines) + f"L{count} = 1\n"
+
+
+LIMITS = {
+  "exponential macros": (
+    levels(20, lambda i: "[" + ", ".join([f"%L{i + 1}"] * 4) + "]"),
+    "10000 evaluations",
+  ),
+  "exponential dicts": (
+    levels(20, lambda i: f"{{1: %L{i + 1}, 2: %L{i + 1}, 3: %L{i + 1}}}"),
+    "10000 evaluations",
+  ),
+  "exponential references": (
+    bound_to("denoise_decorator", "@s0/guidance.compose()").replace(
+      "from byt5_diffusion import models",
+      "from byt5_diffusion import guidance\nfrom byt5_diffusion import models",
+    )
+    + "".join(
+      f"s{i}/guidance.compose.decorators = [{call}, {call}, {call}]\n"
+      for i in range(20)
+      for call in [f"@s{i + 1}/guidance.compose()"]
+    )
+    + "s20/guidance.compose.decorators = []\n",
+    "10000 evaluations",
+  ),
+  "a chain": (levels(900, lambda i: f"%L{i + 1}"), "nested too deeply"),
+  "many statements": (levels(1500, lambda i: f"%L{i + 1}"), "1000 statements"),
+  "a long scope": (GOOD + "a/" * 50_000 + "X = 1\n", "more than 8 names"),
+  "many unknown macros": (
+    GOOD + "X = [" + ", ".join(f"%A{i}" for i in range(20_000)) + "]\n",
+    "%A0 is not defined",
+  ),
+  "a literal": (HEAD + "MODEL = 5\n", "must be a model"),
+  "a list of models": (
+    GOOD.replace("@models.TextToImageModel()", "[@models.TextToImageModel()]"),
+    "must be a model",
+  ),
+  "a class": (
+    GOOD.replace("@models.TextToImageModel()", "@models.TextToImageModel"),
+    "must be a model",
+  ),
+  "another object": (
+    GOOD.replace("@models.TextToImageModel()", "@unet.UNet()"),
+    "must be a model",
+  ),
+  "a literal codec": (bound_to("codec", "'latin-1'"), "codec"),
+  "a codec's class": (bound_to("codec", "@autoencoder.PixelCodec"), "codec"),
+  "a foreign codec": (bound_to("codec", "@unet.UNet()"), "codec"),
+  "spacing": (bound_to("step_spacing", "'even'"), "step_spacing='even'"),
+  "long spacing": (bound_to("step_spacing", repr("x" * 90_000)), "spacing"),
+  "dtype": (bound_to("dtype", "'float31'"), "dtype = 'float31'"),
+  "timesteps": (
+    bound_to("num_train_timesteps", "1000000000"),
+    "num_train_timesteps = 1000000000 is not in 1 .. 100000",
+  ),
+  "steps": (bound_to("num_sampling_steps", "10001"), "1 .. 10000"),
+  "no steps": (bound_to("num_sampling_steps", "0"), "num_sampling_steps"),
+  "side": (bound_to("image_size", "(16, 16385)"), "image_size = 16385"),
+  "negative side": (bound_to("image_size", "(-16, 16)"), "image_size = -16"),
+  "length": (bound_to("max_text_length", "65537"), "max_text_length"),
+  "layers": (bound_to("num_encoder_layers", "1001"), "0 .. 1000"),
+  "blocks": (bound_to("num_res_blocks", "1001"), "num_res_blocks"),
+  "width": (bound_to("channels", "(65540,)"), "channels = 65540"),
+  "by a macro": (bound_to("mlp_dim", "%W") + "W = 65537\n", "mlp_dim"),
+  "levels": (bound_to("channels", str((8,) * 17)), "17 entries"),
+  "vocabulary": (bound_to("vocab_size", "1" * 4000), "vocab_size"),
+  "elsewhere": (
+    bound_to("output_vocabulary", "[{1: 2147483649}]"),
+    "output_vocabulary = 2147483649",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_model_gin_cannot_ask_for_endless_work(stranger, name):
+  folder, _ = stranger
+  text, says = LIMITS[name]
+  (folder / "model.gin").write_text(text)
+  start = time.monotonic()
+  with pytest.raises(config.ConfigError, match=re.escape(says)) as error:
+    config.load_model_gin(folder)
+  assert time.monotonic() - start < 10
+  assert str(folder / "model.gin") in str(error.value)
+  assert len(str(error.value)) < 2000
+
+
+def test_trust_config_lifts_the_bounds(stranger):
+  folder, _ = stranger
+  (folder / "model.gin").write_text(bound_to("num_sampling_steps", "10001"))
+  model = config.load_model_gin(folder, trust_config=True)
+  assert model.num_sampling_steps == 10001
+  (folder / "model.gin").write_text(HEAD + "MODEL = 5\n")
+  with pytest.raises(config.ConfigError, match="must be a model"):
+    config.load_model_gin(folder, trust_config=True)
+
+
+def test_step_spacings_are_the_samplers():
+  schedule = diffusion.cosine_schedule()
+  for spacing in models.STEP_SPACINGS:
+    assert len(samplers.log_snr_steps(schedule, 3, spacing=spacing)) == 4
 
 
 def test_every_allowed_name_exists():
