@@ -21,7 +21,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from byt5_diffusion.data import rejections, state
+from byt5_diffusion.data import pipeline, rejections, state
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def load(name: str, module: str | None, split: str) -> Any:
       f"modules imported so far register {sorted(_known())}."
     ) from error
   if split not in provider.splits:
-    raise ValueError(
+    raise pipeline.EmptySplit(
       f"{name!r} has no split {split!r}, only {sorted(provider.splits)}."
     )
   return provider

@@ -52,7 +52,7 @@ class Batches(Protocol):
 
 
 class EmptySplit(ValueError):
-  """A finite split is smaller than one batch."""
+  """A split is absent, or finite and smaller than one batch."""
 
 
 class Producer(Protocol):
