@@ -89,6 +89,7 @@ def _generate(flags: argparse.Namespace) -> None:
     raise ConfigError(
       f"{', '.join(taken)} exists. Choose another --out or give --overwrite."
     )
+  make_folder(paths[0].parent)
   from byt5_diffusion import inference
 
   generator = inference.Generator.from_model_dir(
@@ -118,6 +119,22 @@ def output_paths(out: str, count: int) -> list[pathlib.Path]:
   if count == 1:
     return [path]
   return [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
+
+
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes it, and finds out that it can be written to, before any work.
+
+  Raises:
+    ConfigError: it cannot be made or written to.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise ConfigError(
+      f"--out: nothing can be written in {folder}: {error.strerror}."
+    ) from error
 
 
 def save_png(path: pathlib.Path, image: Any) -> None:

@@ -92,8 +92,12 @@ def describe(error: BaseException) -> str:
 
 def gin_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   """Takes --gin.NAME=VALUE out of the arguments: (bindings, the others)."""
-  bindings = [x[len("--gin.") :] for x in arguments if x.startswith("--gin.")]
-  return bindings, [x for x in arguments if not x.startswith("--gin.")]
+
+  def binds(argument: str) -> bool:
+    return argument.startswith("--gin.") and "=" in argument
+
+  bindings = [x[len("--gin.") :] for x in arguments if binds(x)]
+  return bindings, [x for x in arguments if not binds(x)]
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,6 +110,29 @@ class Parser(argparse.ArgumentParser):
       known = [*self._option_string_actions, "--gin."]
       message += "." + config_program.nearest(name, known)
     super().error(message)
+
+  def parse_known_args(  # type: ignore[override]
+    self, args: Sequence[str] | None = None, namespace: Any = None
+  ) -> Any:
+    """Wrong names first: they are why another argument seems to be missing."""
+    arguments = sys.argv[1:] if args is None else list(args)
+    # An option of a command is that command's own parser's business.
+    final = self._subparsers is None
+    for i, argument in enumerate(arguments):
+      if argument == "--":
+        break
+      name, equals, _ = argument.partition("=")
+      if name.startswith("--gin.") and not equals:
+        value = (arguments[i + 1 : i + 2] or ["VALUE"])[0]
+        value = "VALUE" if value.startswith("-") else value
+        self.error(f"{name} lacks its `=`: write {name}={value}")
+      unknown = (
+        name.startswith("--") and name not in self._option_string_actions
+      )
+      # As argparse has it, what holds a space is no option.
+      if final and unknown and " " not in argument:
+        self.error(f"unrecognized arguments: {argument}")
+    return super().parse_known_args(arguments, namespace)
 
 
 def guarded(

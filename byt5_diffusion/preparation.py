@@ -51,16 +51,22 @@ def prepare(
   Raises:
     FileExistsError: output_dir holds something.
     ImportError: SeqIO or TensorFlow is not installed.
-    ValueError: an unknown task or split, or an endless one without a number.
+    ValueError: an unknown task or split, an endless one without a number, or a
+      number that is not positive.
   """
-  live = pipeline.import_live(mixture_or_task_name)
-  feature_converters.check_lengths(task_feature_lengths)
   limits = {
     split: num_examples.get(split)
     if isinstance(num_examples, Mapping)
     else num_examples
     for split in splits
   }
+  for split, limit in limits.items():
+    if limit is not None and limit < 1:
+      raise ValueError(
+        f"num_examples = {limit} of split {split!r} must be positive."
+      )
+  live = pipeline.import_live(mixture_or_task_name)
+  feature_converters.check_lengths(task_feature_lengths)
   streams = {
     split: live.examples(
       mixture_or_task_name,

@@ -278,6 +278,25 @@ def test_generate_overwrites_only_when_told(fake, tmp_path, capsys):
   assert Image.open(out).size == (6, 4)
 
 
+@pytest.mark.parametrize("out", ["/proc/nope/x.png", "file/sub/x.png"])
+def test_a_folder_that_cannot_be_written_is_found_before_drawing(
+  fake, out, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "file").touch()
+  assert cli.main(["generate", "hi", "--model_dir=run", f"--out={out}"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("Error: --out") and error.count("\n") == 1
+  assert not fake
+
+
+def test_a_text_may_look_like_an_option(fake, tmp_path):
+  arguments = ["--model_dir=run", f"--out={tmp_path / 'x.png'}"]
+  assert not cli.main(["generate", *arguments, "--", "--hello"])
+  assert not cli.main(["generate", *arguments, "--overwrite", "--hello you"])
+  assert [call[0] for call in fake[1::2]] == [["--hello"], ["--hello you"]]
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
   def fail(*unused, **keywords):
     raise OSError("disk full")
@@ -298,7 +317,29 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     (["generate", "x", "--out=x.png"], "--model_dir"),
     (["train", "nothing.gin", "--model_dir=m"], "no gin file nothing.gin"),
     (["train", "tiny.gin", "--model_dir=m"], "experiments/tiny.gin"),
-    (["train", "experiments/tiny.gin", "--model-dir=m"], "--model_dir"),
+    (
+      ["train", "experiments/tiny.gin", "--model-dir=m"],
+      "Did you mean --model_dir?",
+    ),
+    (
+      ["generate", "x", "--out=x.png", "--model-dir", "m"],
+      "Did you mean --model_dir?",
+    ),
+    (
+      ["train", "tiny.gin", "--model_dir=m", "--gin.TRAIN_STEPS", "5"],
+      "lacks its `=`: write --gin.TRAIN_STEPS=5",
+    ),
+    (["--gin.TRAIN_STEPS", "5", "train"], "write --gin.TRAIN_STEPS=5"),
+    (["train", "--gin.EMPTY", "--model_dir=m"], "write --gin.EMPTY=VALUE"),
+    (
+      [
+        "prepare",
+        "experiments/tiny.gin",
+        "--output_dir=d",
+        "--num_examples=-1",
+      ],
+      "num_examples = -1",
+    ),
   ],
 )
 def test_mistakes_are_told_in_one_line_with_code_2(

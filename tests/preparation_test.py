@@ -128,3 +128,15 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=message):
       preparation.prepare(**(arguments | change))
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [0, -1, {"train": 4, "validation": 0}])
+def test_a_number_of_examples_is_positive(tmp_path, number):
+  with pytest.raises(ValueError, match="num_examples = "):
+    preparation.prepare(
+      mixture_or_task_name="toy_prepared",
+      task_feature_lengths=toy_task.LENGTHS,
+      output_dir=str(tmp_path / "set"),
+      num_examples=number,
+    )
+  assert not (tmp_path / "set").exists()
