@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
-from byt5_diffusion.data import pipeline, rejections, state
+from byt5_diffusion.data import native_logs, pipeline, rejections, state
+
+with native_logs.quiet():
+  import seqio
+  import tensorflow as tf
 
 Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
@@ -299,7 +301,9 @@ class Live:
 def _hide_accelerators() -> None:
   """Only the models use them; TensorFlow would take their memory."""
   try:
-    tf.config.set_visible_devices([], "GPU")
+    # It looks for drivers, and reports each that is not there.
+    with native_logs.quiet():
+      tf.config.set_visible_devices([], "GPU")
   except (RuntimeError, ValueError):
     _log.info("TensorFlow had been started before; its devices stay visible.")
 

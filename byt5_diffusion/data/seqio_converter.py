@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-import seqio
-import tensorflow as tf
-
 from byt5_diffusion import feature_converters
+from byt5_diffusion.data import native_logs
+
+with native_logs.quiet():
+  import seqio
+  import tensorflow as tf
 
 _SPEC = seqio.FeatureConverter.FeatureSpec
 
