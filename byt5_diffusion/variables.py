@@ -177,8 +177,9 @@ def _frozen_record(
     raise checkpoints.CheckpointError(
       f"{prefix} has no sha256 of 64 hexadecimal digits."
     )
-  if not isinstance(path, str) or not path or "\0" in path:
-    raise checkpoints.CheckpointError(f"{prefix} has no path.")
+  path = path if isinstance(path, str) else ""
+  if not 0 < len(path) < 4096 or "\0" in path:
+    raise checkpoints.CheckpointError(f"{prefix} has no usable path.")
   run = pathlib.Path(model_dir)
   if not os.path.isabs(path) and ".." in pathlib.PurePath(path).parts:
     raise checkpoints.CheckpointError(
