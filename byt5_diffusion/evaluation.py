@@ -31,7 +31,7 @@ from byt5_diffusion.data import pipeline, text
 
 PyTree = Any
 SAMPLE_SEED = 0
-GRID_COLUMNS = 4
+GRID_COLUMNS = 5
 
 
 def check_batch(model: Any, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
