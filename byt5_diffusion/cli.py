@@ -276,6 +276,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+  """The console script; returns the exit code."""
   arguments = sys.argv[1:] if arguments is None else list(arguments)
   bindings, rest = main_lib.gin_flags(arguments)
   parser = _parser()

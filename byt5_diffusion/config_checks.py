@@ -38,6 +38,7 @@ def fail(problems: Sequence[str]) -> None:
 
 
 def is_required(value: Any) -> bool:
+  """Whether a value is %gin.REQUIRED."""
   return isinstance(value, Macro) and value.name == config_program.REQUIRED
 
 

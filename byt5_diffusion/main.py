@@ -161,6 +161,7 @@ def set_up_logging() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+  """`python -m byt5_diffusion.main`; returns the exit code."""
   bindings, rest = gin_flags(sys.argv[1:] if arguments is None else arguments)
   parser = Parser(
     prog="python -m byt5_diffusion.main",

@@ -45,6 +45,7 @@ def flatten_names(tree: PyTree) -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of flatten_names, as nested dicts."""
   nested: dict[str, Any] = {}
   for name, leaf in flat.items():
     *parents, last = name.split("/")
@@ -56,6 +57,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_key(leaf: Any) -> bool:
+  """Whether a leaf holds typed random keys."""
   return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -81,6 +83,7 @@ def _nbytes(shape: Any, dtype: Any) -> int:
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
+  """The path made absolute; one with a scheme stays as it is."""
   text = os.fspath(path)
   return epath.Path(text if "://" in text else os.path.abspath(text))
 
@@ -322,6 +325,7 @@ def load_tree(
 
 
 def wrap_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+  """The caller's extra with the format's name and version."""
   return {
     "format": FORMAT,
     "format_version": FORMAT_VERSION,
