@@ -32,7 +32,6 @@ PyTree = Any
 # Training's timesteps, text dropout and noise come from three independent keys
 # per example; evaluation replaces the timesteps by this fixed grid.
 EVAL_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
-STEP_SPACINGS = ("uniform", "log_snr", "karras")
 
 
 class Model(Protocol):
@@ -154,8 +153,10 @@ class TextToImageModel:
         f"loss_normalizing_factor (BATCH_SIZE) = {self.loss_normalizing_factor}"
         " must be positive."
       )
-    if self.step_spacing not in STEP_SPACINGS:
-      raise ValueError(f"{self.step_spacing=} is not in {STEP_SPACINGS}.")
+    if self.step_spacing not in samplers.STEP_SPACINGS:
+      raise ValueError(
+        f"{self.step_spacing=} is not in {samplers.STEP_SPACINGS}."
+      )
     if self.num_sampling_steps < 1:
       raise ValueError(f"{self.num_sampling_steps=} must be positive.")
     if len(self.image_size) != 2 or min(self.image_size) < 1:

@@ -25,6 +25,8 @@ from byt5_diffusion import diffusion
 
 Array = jax.Array
 
+# How `log_snr_steps` may space its levels.
+STEP_SPACINGS = ("uniform", "log_snr", "karras")
 # The cleanest level that a DDPM of 1000 steps is trained on.
 _CLEANEST_TIMESTEP = 1e-3
 
@@ -87,8 +89,9 @@ def log_snr_steps(
   """
   if num_steps < 1:
     raise ValueError(f"{num_steps=} must be positive.")
-  if spacing not in ("uniform", "log_snr", "karras"):
-    raise ValueError(f"{spacing=} must be uniform, log_snr or karras.")
+  if spacing not in STEP_SPACINGS:
+    *others, last = STEP_SPACINGS
+    raise ValueError(f"{spacing=} must be {', '.join(others)} or {last}.")
   fractions = jnp.arange(num_steps, dtype=jnp.float32)
   if spacing == "uniform":
     levels = schedule.log_snr(1.0 - fractions / num_steps)

@@ -763,7 +763,7 @@ def test_trust_config_lifts_the_bounds(stranger):
 
 def test_step_spacings_are_the_samplers():
   schedule = diffusion.cosine_schedule()
-  for spacing in models.STEP_SPACINGS:
+  for spacing in samplers.STEP_SPACINGS:
     assert len(samplers.log_snr_steps(schedule, 3, spacing=spacing)) == 4
 
 

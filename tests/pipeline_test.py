@@ -269,7 +269,7 @@ def test_a_module_registers_the_task(open_data, tmp_path, monkeypatch):
     mixture_or_task_name="toy_by_module",
     mixture_or_task_module="registers_a_toy",
   )
-  next(data)
+  assert set(next(data)) == {"images", "text_tokens", "example_id"}
 
 
 def test_an_error_of_the_task_arrives_without_wrapping(open_data):
