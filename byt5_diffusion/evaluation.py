@@ -21,8 +21,8 @@ from PIL import Image
 
 from byt5_diffusion import (
   checkpoints,
+  contract,
   inference,
-  models,
   telemetry,
   variables,
 )
@@ -34,25 +34,44 @@ SAMPLE_SEED = 0
 GRID_COLUMNS = 5
 
 
-def check_batch(model: Any, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+# What a recipe calls the sizes of a batch.
+_SIZES = {
+  "images": ("(height, width) of its pictures", "TextToImageModel.image_size"),
+  "patches": ("(number, 2 + 3 size^2) of its patches", "OcrModel.max_patches"),
+  "text_tokens": (
+    "TASK_FEATURE_LENGTHS['text_tokens']",
+    "the model's max_text_length",
+  ),
+}
+
+
+def check_batch(
+  model: contract.Model, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
   """Raises ValueError where the model and its data disagree on sizes."""
-  images = tuple(shapes["images"].shape[1:3])
-  if images != tuple(model.image_size):
-    raise ValueError(
-      f"the data's images are {images[0]} x {images[1]} pixels, but "
-      f"TextToImageModel.image_size = {tuple(model.image_size)}: bind it to "
-      "the task's size."
-    )
-  length = shapes["text_tokens"].shape[1]
-  if length != model.max_text_length:
-    raise ValueError(
-      f"TASK_FEATURE_LENGTHS['text_tokens'] = {length}, but "
-      f"TextToImageModel.max_text_length = {model.max_text_length}."
-    )
+  for name, wanted in model.input_shapes().items():
+    if name not in shapes:
+      raise ValueError(
+        f"the model reads {name!r}, the data give {sorted(shapes)}: bind "
+        "FEATURE_CONVERTER_CLS to the converter that makes it."
+      )
+    found = tuple(shapes[name].shape[1:])
+    if found != tuple(wanted[1:]):
+      data, setting = _SIZES.get(name, (f"the data's {name}", "the model's"))
+      cut = 2 if name == "images" else None
+      raise ValueError(
+        f"{data} = {_size(found[:cut])}, but {setting} = "
+        f"{_size(wanted[1:][:cut])}: bind one to the other."
+      )
+
+
+def _size(shape: Sequence[int]) -> str:
+  """A number, or a tuple of several."""
+  return str(shape[0]) if len(shape) == 1 else str(tuple(shape))
 
 
 def make_eval_step(
-  model: models.Model,
+  model: contract.Model,
 ) -> Callable[[PyTree, PyTree, PyTree], PyTree]:
   """A jitted (params, frozen, batch) -> metrics."""
 
@@ -97,7 +116,7 @@ def _validation_batches(
 
 
 def make_validation(
-  model: models.Model,
+  model: contract.Model,
   validation_data: Callable[..., Any] | None,
   batch_size: int,
   eval_steps: int,
@@ -151,7 +170,7 @@ def make_sample_grid(
 
 def evaluate(
   *,
-  model: models.Model,
+  model: contract.Model,
   validation_data: Callable[..., Any],
   partitioning: partitioning_lib.Partitioning,
   checkpoint_path: str,
@@ -164,7 +183,7 @@ def evaluate(
   """Scores a checkpoint at the fixed noise levels; writes metrics.json.
 
   Args:
-    model: meets models.Model.
+    model: meets contract.Model.
     validation_data: as trainer.train's.
     partitioning: mesh and rules.
     checkpoint_path: a run's MODEL_DIR.

@@ -25,7 +25,7 @@ from PIL import Image
 from byt5_diffusion import (
   checkpoints,
   config,
-  models,
+  contract,
   telemetry,
   variables,
 )
@@ -46,7 +46,7 @@ def image_rngs(seed: int, texts: Sequence[str]) -> jax.Array:
       f"{repeat}:{caption}".encode("utf-8", "surrogatepass"), digest_size=8
     )
     words[i] = np.frombuffer(digest.digest(), "<u4")
-  return models.per_example_rngs(jax.random.key(seed), jnp.asarray(words))
+  return contract.per_example_rngs(jax.random.key(seed), jnp.asarray(words))
 
 
 def make_sampler(model: Any) -> Callable[..., jax.Array]:
@@ -87,7 +87,7 @@ class Generator:
   """A model with its weights, ready to draw.
 
   Attributes:
-    model: meets models.Model.
+    model: meets contract.Model.
     params: trained (by default averaged) parameters.
     frozen: the frozen networks, or None.
     step: training step of the weights.
@@ -234,7 +234,7 @@ def infer(
   """Draws a data set's captions; writes PNGs and predictions.jsonl.
 
   Args:
-    model: meets models.Model.
+    model: meets contract.Model.
     infer_data: as trainer.train's train_data; finite.
     checkpoint_path: a run's MODEL_DIR.
     output_dir: gets <index>.png, <index>.target.png and predictions.jsonl.
@@ -269,7 +269,7 @@ def infer(
         name: np.concatenate([row[name] for row in part]) for name in part[0]
       }
       # By example, so that neither order nor batch size changes a picture.
-      rngs = models.per_example_rngs(
+      rngs = contract.per_example_rngs(
         jax.random.key(seed), jnp.asarray(batch["example_id"])
       )
       images = generator.draw(batch["text_tokens"], rngs)

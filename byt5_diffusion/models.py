@@ -1,9 +1,7 @@
-"""The model contract, and the models that meet it.
+"""TextToImageModel: text in, pictures out.
 
 A model joins networks, codec, schedule and sampler into the few functions that
-a trainer, an evaluation or a server calls. The contract is T5X's, met by duck
-typing (T5X is never imported), plus `encode_text`, `denoise_fn`, `decode` and
-`sample`: no program knows more of a model than `Model` below says.
+a trainer, an evaluation or a server calls: contract.py has them all.
 
 Notation: B batch, H W pixels, h w c latents, L text bytes, D embedding width.
 
@@ -16,14 +14,20 @@ What travels where:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from clu import metrics as clu_metrics
 from flax import linen as nn
 
-from byt5_diffusion import conditions, diffusion, guidance, losses, samplers
+from byt5_diffusion import (
+  conditions,
+  contract,
+  diffusion,
+  guidance,
+  losses,
+  samplers,
+)
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -32,61 +36,6 @@ PyTree = Any
 # Training's timesteps, text dropout and noise come from three independent keys
 # per example; evaluation replaces the timesteps by this fixed grid.
 EVAL_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-class Model(Protocol):
-  """All that trainer, evaluation, inference and T5X ask of a model."""
-
-  FEATURE_CONVERTER_CLS: Any
-  optimizer_def: Any
-  loss_normalizing_factor: float
-
-  def get_initial_variables(
-    self,
-    rng: Array,
-    input_shapes: Mapping[str, tuple[int, ...]],
-    input_types: Mapping[str, Any] | None = None,
-  ) -> dict[str, PyTree]:
-    """Returns params, params_axes and, with frozen networks, frozen(_axes)."""
-
-  def loss_fn(
-    self,
-    params: PyTree,
-    batch: Batch,
-    dropout_rng: Array | None,
-    flax_mutables: PyTree | None = None,
-  ) -> tuple[Array, Any]:
-    """Returns sum of per-example losses / LOSS_NORMALIZING_FACTOR, metrics."""
-
-  def eval_fn(
-    self, params: PyTree, batch: Batch, flax_mutables: PyTree | None = None
-  ) -> tuple[Array, dict[str, Any]]:
-    """As loss_fn, without randomness: comparable between runs."""
-
-  def sample(
-    self,
-    params: PyTree,
-    text_tokens: Array,
-    rngs: Array,
-    *,
-    flax_mutables: PyTree | None = None,
-    guidance_scale: float | None = None,
-    num_steps: int | None = None,
-  ) -> Array:
-    """Draws images [B, H, W, 3] in [-1, 1], one key per image."""
-
-
-def per_example_rngs(rng: Array, example_id: Array) -> Array:
-  """One key per row: rng folded with both words of example_id [B, 2].
-
-  The draw belongs to the example and not to its row, so neither the split into
-  micro-batches nor the number of devices changes the loss.
-  """
-
-  def fold(words: Array) -> Array:
-    return jax.random.fold_in(jax.random.fold_in(rng, words[0]), words[1])
-
-  return jax.vmap(fold)(example_id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +116,14 @@ class TextToImageModel:
     return self.feature_converter_cls
 
   # --- Variables -----------------------------------------------------------
+
+  def input_shapes(self, batch_size: int = 1) -> dict[str, tuple[int, ...]]:
+    """{batch key: shape} of the batches that the model is made for."""
+    return {
+      "images": (batch_size, *self.image_size, 3),
+      "text_tokens": (batch_size, self.max_text_length),
+      "example_id": (batch_size, 2),
+    }
 
   def get_initial_variables(
     self,
@@ -374,7 +331,7 @@ class TextToImageModel:
         params, batch, dropout_rng, flax_mutables
       )
       loss = jnp.sum(per_example) / self.loss_normalizing_factor
-      metrics = {"loss": _average(per_example)}
+      metrics = {"loss": contract.average(per_example)}
     if flax_mutables is None:
       return loss, metrics
     return loss, (metrics, flax_mutables)
@@ -387,9 +344,11 @@ class TextToImageModel:
     flax_mutables: PyTree | None,
   ) -> Array:
     dropout_rng, rng = jax.random.split(rng)
-    rngs = per_example_rngs(rng, batch["example_id"])
+    rngs = contract.per_example_rngs(rng, batch["example_id"])
     # Dropout masks are drawn for a whole part: another one for each part.
-    dropout_rng = per_example_rngs(dropout_rng, batch["example_id"][:1])[0]
+    dropout_rng = contract.per_example_rngs(
+      dropout_rng, batch["example_id"][:1]
+    )[0]
     time_rngs, noise_rngs, drop_rngs, codec_rngs = jnp.moveaxis(
       jax.vmap(lambda key: jax.random.split(key, 4))(rngs), 1, 0
     )
@@ -421,7 +380,7 @@ class TextToImageModel:
   ) -> Array:
     """Losses [len(EVAL_TIMESTEPS), B] at fixed noise levels and fixed noise."""
     rng = jax.random.key(0)
-    rngs = per_example_rngs(rng, batch["example_id"])
+    rngs = contract.per_example_rngs(rng, batch["example_id"])
     latents = self._encode_images(batch, rngs, flax_mutables)
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(
       rngs
@@ -441,9 +400,9 @@ class TextToImageModel:
   ) -> tuple[Array, dict[str, Any]]:
     """Mean over the fixed noise levels; one metric per level besides."""
     by_level = self.eval_losses(params, batch, flax_mutables)
-    metrics = {"loss": _average(by_level.mean(axis=0))}
+    metrics = {"loss": contract.average(by_level.mean(axis=0))}
     for timestep, row in zip(EVAL_TIMESTEPS, by_level, strict=True):
-      metrics[f"loss/t={timestep:.1f}"] = _average(row)
+      metrics[f"loss/t={timestep:.1f}"] = contract.average(row)
     loss = jnp.sum(by_level.mean(axis=0)) / self.loss_normalizing_factor
     return loss, metrics
 
@@ -458,7 +417,7 @@ class TextToImageModel:
   ) -> Array:
     """Images [B, H, W, 3] for the captions of a batch."""
     rng = jax.random.key(0) if rng is None else rng
-    rngs = per_example_rngs(rng, batch["example_id"])
+    rngs = contract.per_example_rngs(rng, batch["example_id"])
     return self.sample(
       params, batch["text_tokens"], rngs, flax_mutables=flax_mutables
     )
@@ -484,7 +443,3 @@ class TextToImageModel:
 
 def _dropout_rngs(enabled: bool, rng: Array | None) -> dict[str, Array] | None:
   return {"dropout": rng} if enabled and rng is not None else None
-
-
-def _average(values: Array) -> clu_metrics.Average:
-  return clu_metrics.Average.from_model_output(values=values)

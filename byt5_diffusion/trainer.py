@@ -22,9 +22,9 @@ import optax
 from byt5_diffusion import (
   checkpoints,
   config,
+  contract,
   evaluation,
   host_memory,
-  models,
   stop_signals,
   telemetry,
   train_state,
@@ -48,7 +48,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def sum_gradients(
-  model: models.Model,
+  model: contract.Model,
   params: PyTree,
   frozen: PyTree,
   batch: Mapping[str, Array],
@@ -90,7 +90,7 @@ def train_step(
   batch: Mapping[str, Array],
   rng: Array,
   *,
-  model: models.Model,
+  model: contract.Model,
   learning_rate_fn: Callable[[Array], Array],
   num_microbatches: int = 1,
   ema_decay: float | None = None,
@@ -117,7 +117,7 @@ def train_step(
 
 def train(
   *,
-  model: models.Model,
+  model: contract.Model,
   train_data: Callable[..., Any],
   learning_rate_fn: Callable[[Array], Array],
   partitioning: partitioning_lib.Partitioning,
@@ -140,7 +140,7 @@ def train(
   """Trains for total_steps, or goes on from model_dir's last checkpoint.
 
   Args:
-    model: meets models.Model; carries its optimizer_def.
+    model: meets contract.Model; carries its optimizer_def.
     train_data: called with host_index, host_count and batch_size; gives
       batches and their position (data.pipeline.Batches).
     learning_rate_fn: step -> float32.

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from byt5_diffusion import checkpoints, models, train_state
+from byt5_diffusion import checkpoints, contract, train_state
 from byt5_diffusion import partitioning as partitioning_lib
 
 Array = jax.Array
@@ -35,7 +35,7 @@ def global_shapes(
 
 
 def make_init(
-  model: models.Model,
+  model: contract.Model,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   partitioning: partitioning_lib.Partitioning,
   ema_decay: float | None,
@@ -65,7 +65,7 @@ def make_init(
 
 
 def load_frozen(
-  model: models.Model,
+  model: contract.Model,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   rng: Array,
   path: str | None,
@@ -105,12 +105,9 @@ def load_frozen(
   return {"frozen": jax.device_put(tree, shardings)}, record
 
 
-def _abstract(model: Any) -> dict[str, PyTree]:
+def _abstract(model: contract.Model) -> dict[str, PyTree]:
   """Shapes and logical axes of a model's variables."""
-  shapes = {
-    "images": (1, *model.image_size, 3),
-    "text_tokens": (1, model.max_text_length),
-  }
+  shapes = model.input_shapes()
   return jax.eval_shape(
     lambda rng: model.get_initial_variables(rng, shapes), jax.random.key(0)
   )

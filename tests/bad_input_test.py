@@ -45,10 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   )
   config.write_configs(folder)
   model = gin.get_bindings("MODEL/gin.macro")["value"]
-  shapes = {
-    "images": (1, *model.image_size, 3),
-    "text_tokens": (1, model.max_text_length),
-  }
+  shapes = model.input_shapes()
   state = jax.eval_shape(
     lambda rng: train_state.create(
       model.get_initial_variables(rng, shapes)["params"], model.optimizer_def.tx

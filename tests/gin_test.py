@@ -79,10 +79,7 @@ def build():
 
 
 def variables(model):
-  shapes = {
-    "images": (2, *model.image_size, 3),
-    "text_tokens": (2, model.max_text_length),
-  }
+  shapes = model.input_shapes(2)
   return jax.eval_shape(
     lambda rng: model.get_initial_variables(rng, shapes), jax.random.key(0)
   )

@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   "package": (". data tasks", ""),
   # Formulas. Nothing of ours.
   "maths": ("conditions diffusion losses", ""),
-  "networks": ("autoencoder byt5 layers unet", "maths"),
+  "networks": ("autoencoder byt5 byt5_decoder layers unet", "maths"),
   "samplers": ("samplers", "maths"),
   "guidance": ("guidance", "maths samplers"),
   # Bytes and pictures to batches. No JAX.
@@ -37,7 +37,10 @@ LAYERS: dict[str, tuple[str, str]] = {
   ),
   # Compares strings, so it must know the bytes of data.text.
   "scores": ("spelling", "maths data"),
-  "models": ("models", "maths networks samplers guidance"),
+  "models": (
+    "contract models",
+    "maths networks samplers guidance",
+  ),
   "programs": (
     "evaluation inference preparation report trainer variables",
     "package maths samplers guidance data machinery scores models",

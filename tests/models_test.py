@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import tiny
 
-from byt5_diffusion import conditions, diffusion, guidance, models, samplers
+from byt5_diffusion import (
+  conditions,
+  contract,
+  diffusion,
+  guidance,
+  models,
+  samplers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +42,9 @@ def test_null_condition_is_the_empty_caption() -> None:
 def test_a_draw_belongs_to_the_example_and_not_to_its_row() -> None:
   ids = jnp.asarray([[1, 2], [3, 4], [1, 5]], jnp.uint32)
   draw = jax.vmap(jax.random.uniform)
-  values = draw(models.per_example_rngs(jax.random.key(0), ids))
+  values = draw(contract.per_example_rngs(jax.random.key(0), ids))
   order = jnp.asarray([2, 0, 1])
-  shuffled = draw(models.per_example_rngs(jax.random.key(0), ids[order]))
+  shuffled = draw(contract.per_example_rngs(jax.random.key(0), ids[order]))
   assert jnp.array_equal(values[order], shuffled)
   assert len(set(values.tolist())) == 3
 
