@@ -165,10 +165,16 @@ class _ScannedLayer(EncoderLayer):
 
 
 class Encoder(nn.Module):
-  """Embedded bytes [B, L, D] and their mask [B, L] -> [B, L, D]."""
+  """Embedded bytes [B, L, D] and their mask [B, L] -> [B, L, D].
+
+  Attributes:
+    relative_positions: False for inputs that say themselves where they are
+      (patches of an image): then the only bias is the mask's.
+  """
 
   config: Byt5Config
   enable_dropout: bool = False
+  relative_positions: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -178,11 +184,12 @@ class Encoder(nn.Module):
       broadcast_dims=(-2,),
       deterministic=not self.enable_dropout,
     )
-    length = x.shape[1]
-    bias = RelativePositionBias(config, name="relpos_bias")(length, length)
     # As in T5X a pad attends to nobody, so its row is a plain mean.
     allowed = mask[:, None, :, None] & mask[:, None, None, :]
-    bias = bias + layers.mask_bias(allowed)
+    bias = layers.mask_bias(allowed)
+    if self.relative_positions:
+      table = RelativePositionBias(config, name="relpos_bias")
+      bias = table(x.shape[1], x.shape[1]) + bias
     x = dropout(x).astype(jnp.float32)
     x = self._layers(x, bias)
     x = layers.RMSNorm(dtype=config.dtype, name="encoder_norm")(x)

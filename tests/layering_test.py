@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   "package": (". data tasks", ""),
   # Formulas. Nothing of ours.
   "maths": ("conditions diffusion losses", ""),
-  "networks": ("autoencoder byt5 byt5_decoder layers unet", "maths"),
+  "networks": ("autoencoder byt5 byt5_decoder layers patches unet", "maths"),
   "samplers": ("samplers", "maths"),
   "guidance": ("guidance", "maths samplers"),
   # Bytes and pictures to batches. No JAX.
