@@ -1,24 +1,23 @@
 """Task features -> model batch: the list of batch keys, shapes and dtypes.
 
-`FEATURES` is the only place where they are written down. Two roads lead from a
-task's example to a batch, and give the same bits:
+`FEATURES` (a caption to draw) and `READING_FEATURES` (a picture to read) are
+the only places where they are written down. Two roads lead from a task's
+example to a batch, and give the same bits:
 
-  live      SeqIO dataset -> TextToImageFeatureConverter -> batch
-  prepared  record of an ArrayRecord shard -> convert -> batch
+  live      SeqIO dataset -> the converter that the class makes -> batch
+  prepared  record of an ArrayRecord shard -> its `convert` -> batch
 
-Shapes: B batch, H height, W width, L the caption's bytes + 1 (static, padded).
-Importing this module imports no TensorFlow; calling
-TextToImageFeatureConverter does.
+Shapes: B batch, H height, W width, P patches, p pixels of a patch's side, L the
+caption's bytes + 1; P and L are static, padded.
+Importing this module imports no TensorFlow; calling a converter class does.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-
-from byt5_diffusion.data import text
 
 if TYPE_CHECKING:
   import seqio
@@ -36,6 +35,7 @@ class Feature:
     batch_dtype: numpy dtype there.
     batch_shape: symbols or sizes there.
     meaning: one line.
+    encoding: how its numbers become the batch's; one of ENCODINGS.
     padded: whether its length is an upper bound, and a batch is padded to it.
   """
 
@@ -46,9 +46,29 @@ class Feature:
   batch_dtype: str
   batch_shape: tuple[str | int, ...]
   meaning: str
+  encoding: str = "same"
   padded: bool = False
 
 
+_TEXT_TOKENS = Feature(
+  task_name="text_tokens",
+  task_dtype="int32",
+  task_shape=("<= L",),
+  batch_name="text_tokens",
+  batch_dtype="int32",
+  batch_shape=("B", "L"),
+  meaning="caption: byte + 3, then 1 = end of sequence, then 0 = padding",
+  padded=True,
+)
+_EXAMPLE_ID = Feature(
+  task_name="example_id",
+  task_dtype="uint32",
+  task_shape=(2,),
+  batch_name="example_id",
+  batch_dtype="uint32",
+  batch_shape=("B", 2),
+  meaning="names the example in every run: see `example_id`",
+)
 FEATURES = (
   Feature(
     task_name="image",
@@ -58,26 +78,25 @@ FEATURES = (
     batch_dtype="float32",
     batch_shape=("B", "H", "W", 3),
     meaning="pixels; 0..255 on disk, [-1, 1] in a batch",
+    encoding="pixels",
   ),
+  _TEXT_TOKENS,
+  _EXAMPLE_ID,
+)
+READING_FEATURES = (
   Feature(
-    task_name="text_tokens",
-    task_dtype="int32",
-    task_shape=("<= L",),
-    batch_name="text_tokens",
-    batch_dtype="int32",
-    batch_shape=("B", "L"),
-    meaning="caption: byte + 3, then 1 = end of sequence, then 0 = padding",
+    task_name="patches",
+    task_dtype="int16",
+    task_shape=("<= P", "2 + 3 p^2"),
+    batch_name="patches",
+    batch_dtype="float32",
+    batch_shape=("B", "P", "2 + 3 p^2"),
+    meaning="row and column from 1, then pixels as of images; 0 = padding",
+    encoding="patches",
     padded=True,
   ),
-  Feature(
-    task_name="example_id",
-    task_dtype="uint32",
-    task_shape=(2,),
-    batch_name="example_id",
-    batch_dtype="uint32",
-    batch_shape=("B", 2),
-    meaning="names the example in every run: see `example_id`",
-  ),
+  _TEXT_TOKENS,
+  _EXAMPLE_ID,
 )
 
 # float of every pixel value. A table, because a compiler may turn x / 127.5
@@ -98,15 +117,32 @@ def example_id(key: str) -> np.ndarray:
   return np.frombuffer(digest, "<u4").astype(np.uint32)
 
 
+def patch_rows(patches: np.ndarray) -> np.ndarray:
+  """Patches of a task, int16, -> of a batch: [P, 2 + 3 p^2] float32."""
+  places = patches[:, :2].astype(np.float32)
+  return np.concatenate([places, PIXELS[patches[:, 2:]]], axis=1)
+
+
+# Feature.encoding -> its numpy form; data/seqio_converter.py has TensorFlow's.
+ENCODINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+  "same": np.array,
+  "pixels": lambda image: PIXELS[image],
+  "patches": patch_rows,
+}
+
+
 def convert(
-  example: Mapping[str, np.ndarray], task_feature_lengths: Mapping[str, int]
+  example: Mapping[str, np.ndarray],
+  task_feature_lengths: Mapping[str, int],
+  features: tuple[Feature, ...] = FEATURES,
 ) -> dict[str, np.ndarray]:
   """Task features of one example -> one row of the batch, by numpy alone.
 
   Args:
-    example: {task_name: array}; see FEATURES.
+    example: {task_name: array}; see `features`.
     task_feature_lengths: {task_name: length}; longer tokens are an error of the
       task (it was given the same lengths), shorter ones are padded.
+    features: FEATURES or READING_FEATURES.
 
   Returns:
     {batch_name: array without the batch axis}.
@@ -114,26 +150,30 @@ def convert(
   Raises:
     ValueError: a feature is absent, or of another dtype, rank or length.
   """
-  check_lengths(task_feature_lengths)
-  for feature in FEATURES:
+  check_lengths(task_feature_lengths, features)
+  row = {}
+  for feature in features:
     _check(feature, example, task_feature_lengths)
-  tokens = np.full(task_feature_lengths["text_tokens"], text.PAD_ID, np.int32)
-  tokens[: len(example["text_tokens"])] = example["text_tokens"]
-  return {
-    "images": PIXELS[example["image"]],
-    "text_tokens": tokens,
-    "example_id": np.array(example["example_id"], np.uint32),
-  }
+    array = ENCODINGS[feature.encoding](example[feature.task_name])
+    if feature.padded:
+      missing = task_feature_lengths[feature.task_name] - len(array)
+      # Zero stands for padding in tokens (PAD_ID) and in patches alike.
+      array = np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+    row[feature.batch_name] = array
+  return row
 
 
-def check_lengths(task_feature_lengths: Mapping[str, int]) -> None:
+def check_lengths(
+  task_feature_lengths: Mapping[str, int],
+  features: tuple[Feature, ...] = FEATURES,
+) -> None:
   """Raises ValueError unless all features have a length, and no others."""
-  names = {feature.task_name for feature in FEATURES}
-  if set(task_feature_lengths) != names:
+  names = [feature.task_name for feature in features]
+  if set(task_feature_lengths) != set(names):
     raise ValueError(
       f"TASK_FEATURE_LENGTHS names {sorted(task_feature_lengths)}, the model's "
-      f'features are {sorted(names)}: for example {{"image": 64, '
-      '"text_tokens": 128, "example_id": 2}.'
+      f"features are {sorted(names)}: for example "
+      f"{dict(zip(names, (64, 128, 2), strict=True))}."
     )
   for name, length in task_feature_lengths.items():
     if length < 1:
@@ -163,15 +203,15 @@ def _check(
     )
 
 
-class TextToImageFeatureConverter:
-  """Makes the SeqIO feature converter of FEATURES.
+class FeatureConverter:
+  """Makes the SeqIO feature converter of a class's FEATURES.
 
   Calling it gives a `seqio.FeatureConverter`; naming it (in a gin file, on a
   machine without TensorFlow) imports nothing. `convert` is its twin without
   TensorFlow, used for prepared data.
   """
 
-  convert = staticmethod(convert)
+  FEATURES: ClassVar[tuple[Feature, ...]]
 
   def __new__(
     cls, pack: bool = False, use_custom_packing_ops: bool = False
@@ -179,6 +219,27 @@ class TextToImageFeatureConverter:
     """`pack` must stay False: an image cannot share its row with another."""
     from byt5_diffusion.data import seqio_converter
 
-    return seqio_converter.TextToImageFeatureConverter(
-      pack=pack, use_custom_packing_ops=use_custom_packing_ops
+    return seqio_converter.FeatureConverter(
+      cls.FEATURES, pack=pack, use_custom_packing_ops=use_custom_packing_ops
     )
+
+  @classmethod
+  def convert(
+    cls,
+    example: Mapping[str, np.ndarray],
+    task_feature_lengths: Mapping[str, int],
+  ) -> dict[str, np.ndarray]:
+    """The function `convert`, of this class's features."""
+    return convert(example, task_feature_lengths, cls.FEATURES)
+
+
+class TextToImageFeatureConverter(FeatureConverter):
+  """What a model of images learns from: FEATURES."""
+
+  FEATURES: ClassVar[tuple[Feature, ...]] = FEATURES
+
+
+class ReadingFeatureConverter(FeatureConverter):
+  """What a reader of patches learns from: READING_FEATURES."""
+
+  FEATURES: ClassVar[tuple[Feature, ...]] = READING_FEATURES

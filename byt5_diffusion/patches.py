@@ -108,8 +108,8 @@ def extract(images: jax.Array, patch_size: int) -> jax.Array:
   )
   pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
   places = np.indices((rows, columns), np.float32).reshape(2, -1).T + 1
-  places = jnp.broadcast_to(places, (batch, *places.shape))
-  return jnp.concatenate([places, pixels], axis=-1)
+  repeated = jnp.broadcast_to(places, (batch, *places.shape))
+  return jnp.concatenate([repeated, pixels], axis=-1)
 
 
 class PatchEncoder(nn.Module):
