@@ -101,7 +101,7 @@ class Decoder(nn.Module):
   def __call__(
     self, x: jax.Array, encoded: jax.Array, encoded_mask: jax.Array
   ) -> jax.Array:
-    config = self.config
+    config = _checked(self.config)
     dropout = nn.Dropout(
       config.dropout_rate,
       broadcast_dims=(-2,),
@@ -204,7 +204,7 @@ class TextDecoder(nn.Module):
       "own" belongs to a row of tokens; one of "shared" to a row of features,
       which may serve several rows of tokens (beams).
     """
-    config = self.config
+    config = _checked(self.config)
     shape = (len(encoded), max_length, config.num_heads, config.head_dim)
     own = []
     cross = []
@@ -355,6 +355,15 @@ def _logits_dense(
     dtype="float32",
     name=name,
   )
+
+
+def _checked(config: byt5.Byt5Config) -> byt5.Byt5Config:
+  if config.num_decoder_layers < 1:
+    raise ValueError(
+      "A decoder of no layers sees nothing: set num_decoder_layers of its"
+      " Byt5Config to 1 or more."
+    )
+  return config
 
 
 def _cross_bias(encoded_mask: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ lines can also ask for endless work, so what a file may ask for has bounds.
 import functools
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from byt5_diffusion import (
@@ -28,7 +28,11 @@ Reference = config_program.Reference
 
 MACRO = "MODEL"
 # What %MODEL of a stranger's file is made by.
-MODEL_CLASS = "byt5_diffusion.models.TextToImageModel"
+MODEL_CLASSES = (
+  "byt5_diffusion.models.TextToImageModel",
+  "byt5_diffusion.ocr.OcrModel",
+  "byt5_diffusion.joint.JointModel",
+)
 MAX_BYTES = 256 * 1024
 # A run's file has some 60 statements and evaluates some 80 values.
 MAX_STATEMENTS = 1000
@@ -47,6 +51,8 @@ TRAINING_ONLY = (
 ALLOWED: Mapping[str, tuple[str, ...]] = {
   "byt5_diffusion.autoencoder": ("PixelCodec",),
   "byt5_diffusion.byt5": ("Byt5Config", "TextEncoder"),
+  "byt5_diffusion.byt5_decoder": ("TextDecoder",),
+  "byt5_diffusion.byt5_decoder": ("TextDecoder",),
   "byt5_diffusion.diffusion": (
     "cosine_schedule",
     "flow_schedule",
@@ -64,7 +70,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "rescale_guidance",
     "static_thresholding",
   ),
+  "byt5_diffusion.joint": ("JointModel",),
   "byt5_diffusion.models": ("TextToImageModel",),
+  "byt5_diffusion.ocr": ("OcrModel", "PatchFeatures", "UNetFeatures"),
+  "byt5_diffusion.patches": ("PatchConfig", "PatchEncoder"),
   "byt5_diffusion.samplers": (
     "ddim",
     "ddpm",
@@ -79,6 +88,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
 # network in use, and far below what no machine could hold.
 _DEPTH, _WIDTH, _SIDE = (0, 1000), (1, 65_536), (1, 16_384)
 BOUNDS: Mapping[str, tuple[int, int]] = {
+  "beam_size": (1, 1024),
   "base_size": _SIDE,
   "channels": _WIDTH,
   "cross_attention_dim": _WIDTH,
@@ -86,6 +96,7 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "head_dim": _WIDTH,
   "image_size": _SIDE,
   "in_channels": _WIDTH,
+  "max_patches": (1, 65_536),
   "max_text_length": (1, 65_536),
   "mid_transformer_depth": _DEPTH,
   "mlp_dim": _WIDTH,
@@ -93,6 +104,7 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "num_decoder_layers": _DEPTH,
   "num_encoder_layers": _DEPTH,
   "num_heads": _WIDTH,
+  "num_layers": _DEPTH,
   "num_res_blocks": _DEPTH,
   "num_sampling_steps": (1, 10_000),
   "num_train_timesteps": (1, 100_000),
@@ -109,7 +121,11 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
   "dtype": ("bfloat16", "float16", "float32", "float64"),
 }
 # Parameters that are annotated too widely, and where their classes are from.
-CLASSES_OF: Mapping[str, str] = {"codec": "byt5_diffusion.autoencoder"}
+CLASSES_OF: Mapping[str, str] = {
+  "codec": "byt5_diffusion.autoencoder",
+  "encoder": "byt5_diffusion.patches",
+  "features": "byt5_diffusion.ocr",
+}
 
 
 def text_of(program: Program, header: str = "") -> str:
@@ -158,7 +174,7 @@ def load(path: str | os.PathLike[str], *, trust_config: bool = False) -> Any:
       check_size(reader.program)
     if MACRO not in reader.program.macros():
       raise ConfigError(f"{path}: {MACRO} is not set in this file.")
-    check_model(reader.program, None if trust_config else MODEL_CLASS)
+    check_model(reader.program, () if trust_config else MODEL_CLASSES)
     return build(reader.program, MACRO, limited=not trust_config)
   except ConfigError:
     raise
@@ -235,17 +251,20 @@ def check_size(program: Program) -> None:
   config_checks.fail(problems)
 
 
-def check_model(program: Program, model_class: str | None) -> None:
-  """%MODEL is a call; of this class, unless None."""
+def check_model(program: Program, classes: Sequence[str]) -> None:
+  """%MODEL is a call; of one of these classes, unless there are none."""
   value = config_checks.Checker(program).resolve(Macro(MACRO))
   if isinstance(value, Macro):
     return  # A circle or an undefined name, which `build` reports as such.
   called = isinstance(value, Reference) and value.evaluate
-  if not called or model_class not in (None, value.target):
-    wanted = (model_class or MODEL_CLASS).removeprefix("byt5_diffusion.")
+  if not called or (classes and value.target not in classes):
+    wanted = ", ".join(
+      f"@{name.removeprefix('byt5_diffusion.')}()"
+      for name in classes or MODEL_CLASSES
+    )
     where = program.bindings[Key("", "", MACRO)].where
     raise ConfigError(
-      f"{where}: {MACRO} must be a model, as @{wanted}()."
+      f"{where}: {MACRO} must be a model, as {wanted}."
       f"{_REMEDY if called else ''}"
     )
 

@@ -22,23 +22,24 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Imported for the version and the place of the package alone.
   "package": (". data tasks", ""),
   # Formulas. Nothing of ours.
-  "maths": ("conditions diffusion losses", ""),
+  "maths": ("conditions diffusion losses utf8", ""),
   "networks": ("autoencoder byt5 byt5_decoder layers patches unet", "maths"),
-  "samplers": ("samplers", "maths"),
+  "samplers": ("decoding samplers", "maths"),
   "guidance": ("guidance", "maths samplers"),
   # Bytes and pictures to batches. No JAX.
   "data": ("data.* feature_converters", ""),
   # Knows no model.
   "machinery": (
     "checkpoints host_memory metric_writers model_gin optimizer_def optimizers"
-    " partitioning stop_signals stored_trees telemetry train_state config"
+    " costs partitioning stop_signals stored_trees telemetry train_state config"
+    " assignment t5x_checkpoints"
     " config_checks config_program config_source config_text config_types",
     "package maths",
   ),
   # Compares strings, so it must know the bytes of data.text.
-  "scores": ("spelling", "maths data"),
+  "scores": ("confidence spelling", "maths data"),
   "models": (
-    "contract models",
+    "contract joint models ocr",
     "maths networks samplers guidance",
   ),
   "programs": (
@@ -59,8 +60,10 @@ LAYERS: dict[str, tuple[str, str]] = {
 }
 # Narrower than its layer: module -> the only ones of ours that it may import.
 ONLY = {
+  "decoding": {"utf8"},
   "samplers": {"diffusion"},
   "guidance": {"diffusion", "samplers"},
+  "confidence": {"data.text"},
   "spelling": {"data.text"},
 }
 
