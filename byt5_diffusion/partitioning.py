@@ -148,6 +148,28 @@ class Partitioning:
     auto = jax.sharding.AxisType.Auto
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=(auto, auto))
 
+  def planned(self, num_devices: int) -> "Partitioning":
+    """The same rules on a mesh of devices that need not exist.
+
+    Its shardings tell shapes and specs; nothing can be put on it.
+
+    Raises:
+      ValueError: num_partitions does not divide num_devices.
+    """
+    if num_devices < 1 or num_devices % self.num_partitions:
+      raise ValueError(
+        f"{self.num_partitions=} does not divide {num_devices} devices."
+      )
+    plan = dataclasses.replace(self, num_devices=None)
+    auto = jax.sharding.AxisType.Auto
+    # In place of the cached property, which would look for devices.
+    plan.__dict__["mesh"] = jax.sharding.AbstractMesh(
+      (num_devices // self.num_partitions, self.num_partitions),
+      MESH_AXES,
+      axis_types=(auto, auto),
+    )
+    return plan
+
   @property
   def data_size(self) -> int:
     """Number of parts the batch is cut into."""

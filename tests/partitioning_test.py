@@ -253,6 +253,22 @@ def eight_devices_loss_and_gradients_do_not_depend_on_the_layout():
     )
 
 
+def test_a_plan_needs_no_devices():
+  rules = (("embed", "data"), ("mlp", "model"))
+  plan = partitioning.Partitioning(
+    num_partitions=4, logical_axis_rules=rules
+  ).planned(64)
+  assert plan.data_size == 16 and plan.mesh.size == 64
+  shapes = {"kernel": jax.ShapeDtypeStruct((2**20, 2**20), np.float32)}
+  [sharding] = jax.tree.leaves(
+    plan.param_shardings(shapes, {"kernel": ("embed", "mlp")})
+  )
+  assert sharding.spec == P("data", "model")
+  assert sharding.shard_shape((2**20, 2**20)) == (2**16, 2**18)
+  with pytest.raises(ValueError, match="num_partitions=4 does not divide 6"):
+    plan.planned(6)
+
+
 # --- In two processes. ---
 
 _TWO_PROCESSES = """
