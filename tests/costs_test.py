@@ -69,13 +69,12 @@ def test_gradients_of_convolutions_agree_with_xla(stride, groups, which):
   gradient = traced(
     # A square, so that the forward convolution is needed, too.
     jax.grad(lambda x, k: (run(x, k) ** 2).sum(), which),
-    shape(2, 9, 9, 4),
-    shape(3, 3, 4 // groups, 6),
+    shape(2, 9, 9, 16),
+    shape(3, 3, 16 // groups, 32),
   )
-  got = costs.operations(gradient.jaxpr).total
-  assert got == pytest.approx(
-    gradient.lower().cost_analysis()["flops"], rel=0.02
-  )
+  got = costs.operations(gradient.jaxpr).convolutions
+  # Padding alone is a seventh of what a careless count finds.
+  assert got == pytest.approx(gradient.lower().cost_analysis()["flops"], 0.03)
 
 
 def test_loops_count_once_per_turn():
@@ -155,16 +154,14 @@ def test_a_loop_keeps_what_it_stacks():
 
 
 def test_the_estimate_is_near_what_xla_allocates():
-  model = tiny.make_model()
-  variables = tiny.make_variables(model)
-  step = traced(
-    lambda p, b, rng: trainer.sum_gradients(model, p, None, b, rng, 1)[0],
-    variables["params"],
-    tiny.make_batch(),
-    jax.random.key(0),
-  )
-  compiled = step.lower().compile({"xla_backend_optimization_level": 0})
-  measured = compiled.memory_analysis()
+  def loss(weights, x):
+    for weight in weights:
+      x = jax.nn.silu(x @ weight) + x
+    return (x**2).sum()
+
+  weights = [shape(64, 64)] * 6
+  step = traced(jax.grad(loss), weights, shape(512, 64))
+  measured = step.lower().compile().memory_analysis()
   used = measured.temp_size_in_bytes + measured.output_size_in_bytes
   assert 0.5 < costs.peak_bytes(step.jaxpr) / used < 2
 
