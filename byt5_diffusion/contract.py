@@ -101,3 +101,8 @@ def per_example_rngs(rng: Array, example_id: Array) -> Array:
 def average(values: Array) -> clu_metrics.Average:
   """A metric of values [B] that merges over batches."""
   return clu_metrics.Average.from_model_output(values=values)
+
+
+def dropout_rngs(enabled: bool, rng: Array | None) -> dict[str, Array] | None:
+  """What flax calls `rngs`, where dropout is on and has a key."""
+  return {"dropout": rng} if enabled and rng is not None else None

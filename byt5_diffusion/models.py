@@ -187,7 +187,7 @@ class TextToImageModel:
       {"params": weights},
       text_tokens,
       enable_dropout=enable_dropout,
-      rngs=_dropout_rngs(enable_dropout, dropout_rng),
+      rngs=contract.dropout_rngs(enable_dropout, dropout_rng),
     )
     if self.freeze_text_encoder:
       embeddings = jax.lax.stop_gradient(embeddings)
@@ -212,9 +212,56 @@ class TextToImageModel:
       conditioning.text_embeddings,
       conditioning.text_mask,
       enable_dropout=enable_dropout,
-      rngs=_dropout_rngs(enable_dropout, dropout_rng),
+      rngs=contract.dropout_rngs(enable_dropout, dropout_rng),
     )
     return prediction.astype(jnp.float32)
+
+  def features(
+    self,
+    params: PyTree,
+    images: Array,
+    log_snr: float,
+    block: str,
+    flax_mutables: PyTree | None = None,
+  ) -> Array:
+    """What one block of the UNet makes of images [B, H, W, 3]: [B, h, w, C].
+
+    The UNet is told nothing (the null condition) and sees the mean of the noisy
+    latents, alpha(log_snr) * latents, so that nothing is random.
+
+    Args:
+      params: of this model.
+      images: in [-1, 1].
+      log_snr: how noisy the UNet is told that they are.
+      block: "down_blocks_<i>", "mid_block" or "up_blocks_<i>".
+      flax_mutables: the frozen networks.
+
+    Raises:
+      ValueError: the UNet has no such block.
+    """
+    count = len(images)
+    rngs = jax.random.split(jax.random.key(0), count)
+    latents = self._encode_images({"images": images}, rngs, flax_mutables)
+    levels = jnp.full((count,), log_snr, jnp.float32)
+    noisy = diffusion.add_noise(latents, jnp.zeros_like(latents), levels)
+    tokens = conditions.null_tokens(jnp.zeros((count, 1), jnp.int32))
+    conditioning = self.encode_text(params, tokens, flax_mutables)
+    _, captured = self.unet.apply(
+      {"params": params["unet"]},
+      noisy,
+      self.time_scale * self.schedule.timesteps(levels) + self.time_offset,
+      *conditioning,
+      capture_intermediates=lambda module, _: module.path == (block,),
+      mutable=["intermediates"],
+    )
+    if block not in captured.get("intermediates", {}):
+      raise ValueError(
+        f"the UNet has no block {block!r}: name down_blocks_<i>, mid_block or "
+        "up_blocks_<i>."
+      )
+    output = captured["intermediates"][block]["__call__"][0]
+    # A down block also hands out what the up blocks will take.
+    return output[0] if isinstance(output, tuple) else output
 
   def denoise_fn(
     self, params: PyTree, conditioning: conditions.Conditioning
@@ -439,7 +486,3 @@ class TextToImageModel:
   ) -> Array:
     """Minus the denoising loss at the fixed noise levels, [B]."""
     return -self.eval_losses(params, batch, flax_mutables).mean(axis=0)
-
-
-def _dropout_rngs(enabled: bool, rng: Array | None) -> dict[str, Array] | None:
-  return {"dropout": rng} if enabled and rng is not None else None

@@ -37,6 +37,7 @@ class PatchConfig:
     max_patches: most patches of an image. No row or column of patches can be
       longer, so the tables of both have this length and nothing is out of
       range, whatever an image's proportions are.
+    channels: numbers per pixel: 3 of a picture, more of a network's features.
     dropout_rate: of embeddings, attention, MLP and residual branches.
     dtype: of activations; parameters are float32.
     scan_layers: one traced layer with stacked parameters: compiles faster.
@@ -50,20 +51,21 @@ class PatchConfig:
   num_layers: int
   patch_size: int
   max_patches: int
+  channels: int = 3
   dropout_rate: float = 0.0
   dtype: str = "float32"
   scan_layers: bool = False
   remat: bool = False
 
   def __post_init__(self) -> None:
-    for name in ("patch_size", "max_patches"):
+    for name in ("patch_size", "max_patches", "channels"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} = {getattr(self, name)} must be positive.")
 
   @property
   def patch_width(self) -> int:
-    """Numbers of one patch: 2 + 3 p^2."""
-    return patch_width(self.patch_size)
+    """Numbers of one patch: 2 + channels p^2."""
+    return patch_width(self.patch_size, self.channels)
 
   @property
   def encoder(self) -> byt5.Byt5Config:
@@ -81,16 +83,16 @@ class PatchConfig:
     )
 
 
-def patch_width(patch_size: int) -> int:
-  """Numbers of one patch: its row, its column, p x p x 3 pixels."""
-  return 2 + 3 * patch_size**2
+def patch_width(patch_size: int, channels: int = 3) -> int:
+  """Numbers of one patch: its row, its column, p x p pixels."""
+  return 2 + channels * patch_size**2
 
 
 def extract(images: jax.Array, patch_size: int) -> jax.Array:
-  """Cuts images [B, H, W, 3] into patches [B, H W / p^2, 2 + 3 p^2].
+  """Cuts images [B, H, W, C] into patches [B, H W / p^2, 2 + C p^2].
 
   Args:
-    images: in [-1, 1].
+    images: in [-1, 1], or any grid of features.
     patch_size: p, which must divide H and W.
 
   Returns:
@@ -158,7 +160,7 @@ def _check_shape(shape: tuple[int, ...], config: PatchConfig) -> None:
   if len(shape) != 3 or shape[-1] != config.patch_width:
     raise ValueError(
       f"patches of shape {shape} are not [B, P, {config.patch_width}], what "
-      f"patch_size = {config.patch_size} makes (2 + 3 p^2)."
+      f"patch_size = {config.patch_size} makes (2 + {config.channels} p^2)."
     )
   if shape[1] > config.max_patches:
     raise ValueError(

@@ -427,7 +427,7 @@ def test_model_gin_holds_only_what_the_model_reads(tmp_path, monkeypatch):
     "toy.Model.config",
   ]
   monkeypatch.setattr(model_gin, "ALLOWED", {"toy": ("Model", "Config")})
-  monkeypatch.setattr(model_gin, "MODEL_CLASS", "toy.Model")
+  monkeypatch.setattr(model_gin, "MODEL_CLASSES", ("toy.Model",))
   gin.clear_config()
   model = config.load_model_gin(tmp_path)
   assert (model.config.width, model.big, model.rate) == (4, True, 0.1)

@@ -9,9 +9,12 @@ import numpy as np
 from byt5_diffusion import (
   autoencoder,
   byt5,
+  byt5_decoder,
   diffusion,
   models,
+  ocr,
   optimizers,
+  patches,
   samplers,
   unet,
 )
@@ -57,6 +60,36 @@ def make_model(
   return models.TextToImageModel(**(arguments | overrides))
 
 
+def make_ocr_model(batch_size: int = 8, **overrides: Any) -> ocr.OcrModel:
+  """A reader of make_batch()'s images, by patches."""
+  arguments = {
+    "features": ocr.PatchFeatures(
+      encoder=make_patch_encoder(), patch_size=4, image_size=(HEIGHT, WIDTH)
+    ),
+    "decoder": byt5_decoder.TextDecoder(
+      byt5.Byt5Config(
+        embed_dim=16,
+        num_heads=2,
+        head_dim=8,
+        mlp_dim=32,
+        num_encoder_layers=0,
+        num_decoder_layers=1,
+      )
+    ),
+    "max_text_length": LENGTH,
+    "loss_normalizing_factor": float(batch_size),
+    "optimizer_def": optimizers.adamw(),
+  }
+  return ocr.OcrModel(**(arguments | overrides))
+
+
+def make_patch_encoder(**overrides: Any) -> patches.PatchEncoder:
+  """Two heads, one layer, for up to 64 patches of 4 x 4."""
+  sizes = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32}
+  sizes |= {"num_layers": 1, "patch_size": 4, "max_patches": 64}
+  return patches.PatchEncoder(patches.PatchConfig(**(sizes | overrides)))
+
+
 def make_batch(batch_size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
   """Random images with random captions; every example_id is different."""
   rng = np.random.default_rng(seed)
@@ -76,7 +109,7 @@ def make_batch(batch_size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
   }
 
 
-def make_variables(model: models.TextToImageModel) -> dict[str, Any]:
+def make_variables(model: Any) -> dict[str, Any]:
   """Initial variables for make_batch()'s shapes."""
   shapes = {name: x.shape for name, x in make_batch().items()}
   return jax.jit(lambda rng: model.get_initial_variables(rng, shapes))(
