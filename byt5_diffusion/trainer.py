@@ -176,14 +176,7 @@ def train(
     checkpoint_period=checkpoint_period,
     log_period=log_period,
   )
-  if batch_size % num_microbatches:
-    raise ValueError(f"{num_microbatches=} must divide {batch_size=}.")
-  if model.loss_normalizing_factor != batch_size:
-    raise ValueError(
-      f"loss_normalizing_factor = {model.loss_normalizing_factor} must be the "
-      f"global number of examples of a step, BATCH_SIZE = {batch_size}."
-    )
-  partitioning.check_batch_size(batch_size // num_microbatches)
+  check_batch_size(model, partitioning, batch_size, num_microbatches)
   telemetry.enable_compilation_cache()
   if jax.default_backend() == "cpu":
     host_memory.keep_freed_memory()
@@ -314,6 +307,30 @@ def _check_numbers(**numbers: int) -> None:
       raise ValueError(
         f"{name}{_MACROS.get(name, '')} = {value} must be positive."
       )
+
+
+def check_batch_size(
+  model: contract.Model,
+  partitioning: partitioning_lib.Partitioning,
+  batch_size: int,
+  num_microbatches: int,
+) -> None:
+  """Raises ValueError unless the batch can be cut as asked, and is the loss's.
+
+  Args:
+    model: its loss_normalizing_factor must be batch_size.
+    partitioning: its data axis must divide every micro-batch.
+    batch_size: GLOBAL examples per optimizer step.
+    num_microbatches: parts of a step.
+  """
+  if batch_size % num_microbatches:
+    raise ValueError(f"{num_microbatches=} must divide {batch_size=}.")
+  if model.loss_normalizing_factor != batch_size:
+    raise ValueError(
+      f"loss_normalizing_factor = {model.loss_normalizing_factor} must be the "
+      f"global number of examples of a step, BATCH_SIZE = {batch_size}."
+    )
+  partitioning.check_batch_size(batch_size // num_microbatches)
 
 
 def _open_data(
