@@ -33,15 +33,19 @@ _log = logging.getLogger(__name__)
 _SNAPSHOT_SHARE = 0.02
 
 
-def load(name: str, module: str | None, split: str) -> Any:
-  """The task or mixture `name`, having imported `module` first.
+def registered(name: str, module: str | None) -> str:
+  """SeqIO's name of the task or mixture `name`, having imported `module`.
 
   A module may have a function `register(name) -> name`, which makes tasks whose
   names say more than SeqIO's may (a folder): tasks/image_caption_folder.py.
   """
-  if module:
-    register = getattr(_import(module), "register", None)
-    name = register(name) if register else name
+  register = getattr(_import(module), "register", None) if module else None
+  return register(name) if register else name
+
+
+def load(name: str, module: str | None, split: str) -> Any:
+  """The task or mixture `name`, having imported `module` first."""
+  name = registered(name, module)
   try:
     provider = seqio.get_mixture_or_task(name)
   except ValueError as error:
