@@ -29,6 +29,9 @@ def prepare(
   num_shards: int = 8,
   seed: int = 0,
   mixture_or_task_module: str | None = None,
+  feature_converter_cls: type[feature_converters.FeatureConverter] = (
+    feature_converters.TextToImageFeatureConverter
+  ),
   show_progress: bool = True,
 ) -> dict[str, Any]:
   """Writes splits of a SeqIO task or mixture as shards; returns the manifest.
@@ -46,6 +49,7 @@ def prepare(
     num_shards: files per split.
     seed: of random preprocessing and mixing.
     mixture_or_task_module: imported first, so that it registers the task.
+    feature_converter_cls: that of the training run; its FEATURES are kept.
     show_progress: a bar per split.
 
   Raises:
@@ -66,7 +70,8 @@ def prepare(
         f"num_examples = {limit} of split {split!r} must be positive."
       )
   live = pipeline.import_live(mixture_or_task_name)
-  feature_converters.check_lengths(task_feature_lengths)
+  features = feature_converter_cls.FEATURES
+  feature_converters.check_lengths(task_feature_lengths, features)
   streams = {
     split: live.examples(
       mixture_or_task_name,
@@ -93,7 +98,7 @@ def prepare(
       split: _bounded(stream, split, limits[split], show_progress)
       for split, stream in streams.items()
     },
-    features=_specs(first, task_feature_lengths),
+    features=_specs(first, task_feature_lengths, features),
     num_shards=num_shards,
     notes={"seed": seed},
   )
@@ -102,12 +107,14 @@ def prepare(
 
 
 def _specs(
-  example: Mapping[str, np.ndarray], lengths: Mapping[str, int]
+  example: Mapping[str, np.ndarray],
+  lengths: Mapping[str, int],
+  features: tuple[feature_converters.Feature, ...],
 ) -> dict[str, dict[str, Any]]:
   """The manifest's "features", from an example that the converter accepts."""
-  feature_converters.convert(example, lengths)
+  feature_converters.convert(example, lengths, features)
   specs = {}
-  for feature in feature_converters.FEATURES:
+  for feature in features:
     shape: list[int | None] = list(example[feature.task_name].shape)
     if feature.padded:
       shape[0] = None

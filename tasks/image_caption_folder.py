@@ -9,8 +9,14 @@ One binding names the folder and the size of the pictures, height x width:
 data/live.py asks this module's `register` for such names. `@64x64crop` fills
 the frame with the picture's centre; otherwise all of it is shown, on white.
 
-Other programs (T5X) know SeqIO's names only; in their gin files, `task`
-registers a folder and gives its name:
+To read the pictures instead, of any size and proportions, say how many patches
+they become at most, and of how many pixels each (256 of 16 x 16):
+
+  MIXTURE_OR_TASK_NAME = "image_caption_folder_reading:/home/me/scans@256x16"
+  TASK_FEATURE_LENGTHS = {"patches": 256, "text_tokens": 128, "example_id": 2}
+
+Other programs (T5X) know SeqIO's names only; in their gin files, `task` or
+`reading_task` registers a folder and gives its name:
 
   from byt5_diffusion.tasks import image_caption_folder
 
@@ -36,27 +42,19 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from byt5_diffusion import feature_converters
 from byt5_diffusion.data import folder as folder_source
-from byt5_diffusion.data import images
-
-OUTPUT_FEATURES = {
-  "image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3),
-  "text_tokens": seqio.Feature(
-    vocabulary=seqio.ByteVocabulary(), add_eos=True, dtype=tf.int32
-  ),
-  "example_id": seqio.ContinuousFeature(dtype=tf.uint32, rank=1),
-}
+from byt5_diffusion.data import images, pictures, seqio_tasks, task_metrics
 
 _NAME = "image_caption_folder"
+_READING = "image_caption_folder_reading"
 _PATTERN = re.compile(
-  _NAME
-  + r":(?P<folder>.+)@(?P<height>\d{1,5})x(?P<width>\d{1,5})(?P<crop>crop)?"
+  rf"(?P<kind>{_NAME}|{_READING}):(?P<folder>.+)"
+  r"@(?P<first>\d{1,5})x(?P<second>\d{1,5})(?P<crop>crop)?"
 )
 _registered: dict[str, dict[str, Any]] = {}
 
 
-class PlaceSource(seqio.DataSource):
+class PlaceSource(seqio_tasks.NumberedSource):
   """Places 0..n-1 of a split, shuffled as a whole: pictures stay on disk.
 
   Attributes:
@@ -67,19 +65,7 @@ class PlaceSource(seqio.DataSource):
   def __init__(self, pairs: Mapping[str, Sequence[folder_source.Pair]]):
     listing = json.dumps({split: sorted(pairs[split]) for split in pairs})
     self.fingerprint = hashlib.sha256(listing.encode("ascii")).hexdigest()
-    num_examples = {split: len(pairs[split]) for split in pairs}
-    super().__init__(
-      splits=[split for split, count in num_examples.items() if count],
-      num_input_examples=num_examples,
-      performs_internal_shuffling=True,
-    )
-
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    return True
-
-  def list_shards(self, split: str) -> list[str]:
-    return [split]
+    super().__init__({split: len(pairs[split]) for split in pairs})
 
   def get_dataset(
     self,
@@ -104,67 +90,46 @@ class PictureLoader:
   """Place in a split -> example; `load_all` is a SeqIO preprocessor."""
 
   source: folder_source.FolderSource
-  height: int
-  width: int
-  fit: str
+  picture: pictures.Picture
 
-  def read(self, place: int, split: bytes, max_length: int) -> tuple[Any, ...]:
-    """OUTPUT_FEATURES' arrays and True; of a bad picture, zeros and False."""
+  def read(
+    self, place: int, split: bytes, max_length: int
+  ) -> dict[str, np.ndarray] | None:
+    """The example, or None if its picture is bad."""
     ledger = self.source.ledger()
     try:
       example = self.source.read(
         split.decode(),
         int(place),
-        height=self.height,
-        width=self.width,
-        max_length=int(max_length),
-        fit=self.fit,
+        picture=self.picture,
+        max_length=max_length,
       )
     except images.BadImage as error:
       ledger.reject(error.file, error.reason)
-      empty = np.zeros((self.height, self.width, 3), np.uint8)
-      return empty, np.zeros(0, np.int32), np.zeros(2, np.uint32), False
+      return None
     ledger.accept()
-    return *(example[key] for key in OUTPUT_FEATURES), True
+    return example
 
   def load_all(
     self, ds: tf.data.Dataset, sequence_length: Mapping[str, int] | None
   ) -> tf.data.Dataset:
     """Examples of the places in `ds`, without the bad pictures."""
     lengths = sequence_length or {}  # T5X measures them by asking without any.
+    self.picture.check_lengths(lengths, self.source.name)
     max_length = lengths.get("text_tokens") or 2**20
-    if lengths.get("image") not in (None, self.height):
-      raise ValueError(
-        f'TASK_FEATURE_LENGTHS["image"] is {lengths["image"]}, but the '
-        f"pictures of {self.source.name!r} have {self.height} rows."
-      )
 
-    def load(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-      image, tokens, key, good = tf.numpy_function(
-        self.read,
-        [features["place"], features["split"], max_length],
-        [tf.uint8, tf.int32, tf.uint32, tf.bool],
-        stateful=False,  # The same place gives the same example: resumable.
-      )
-      return {
-        "image": tf.ensure_shape(image, [self.height, self.width, 3]),
-        "text_tokens": tf.ensure_shape(tokens, [None]),
-        "example_id": tf.ensure_shape(key, [2]),
-        "good": tf.ensure_shape(good, []),
-      }
+    def make(place: int, split: bytes) -> dict[str, np.ndarray] | None:
+      return self.read(place, split, max_length)
 
-    ds = ds.map(load, num_parallel_calls=tf.data.AUTOTUNE)
-    ds = ds.filter(lambda example: example["good"])
-    return ds.map(lambda ex: {key: ex[key] for key in OUTPUT_FEATURES})
+    keys = ["place", "split"]
+    return seqio_tasks.make_examples(ds, make, keys, self.picture)
 
 
 def add_image_caption_folder_task(
   name: str,
   folder: str | os.PathLike[str],
-  height: int,
-  width: int,
+  picture: pictures.Picture,
   *,
-  fit: str = "pad",
   validation_share: float = 0.05,
   max_rejected_share: float = 0.05,
 ) -> None:
@@ -173,29 +138,25 @@ def add_image_caption_folder_task(
   Args:
     name: of the task.
     folder: see data/folder.py.
-    height: rows of every picture; TASK_FEATURE_LENGTHS["image"] must be equal.
-    width: columns of every picture.
-    fit: "pad" or "crop" (data/images.py).
+    picture: what becomes of a picture, and so which features the task has.
     validation_share: share of the pictures kept for validation.
     max_rejected_share: more unusable records than this end the run.
 
   Raises:
     ValueError: the folder is empty or absent, or the name is taken.
   """
-  if height < 1 or width < 1:
-    raise ValueError(f"{height=} and {width=} must be positive.")
-  images.fit(np.zeros((height, width, 3), np.uint8), height, width, fit)
   source = folder_source.FolderSource(
     folder,
     validation_share=validation_share,
     max_rejected_share=max_rejected_share,
   )
-  loader = PictureLoader(source=source, height=height, width=width, fit=fit)
+  loader = PictureLoader(source=source, picture=picture)
   seqio.TaskRegistry.add(
     name,
     source=PlaceSource(source.pairs),
     preprocessors=[loader.load_all],
-    output_features=OUTPUT_FEATURES,
+    output_features=seqio_tasks.output_features(picture.features),
+    metric_fns=[task_metrics.mean_loss],
     shuffle_buffer_size=None,
   )
 
@@ -205,24 +166,67 @@ def task(
   folder: str,
   height: int,
   width: int,
-  name: str = "image_caption_folder",
+  name: str = _NAME,
   fit: str = "pad",
   validation_share: float = 0.05,
   max_rejected_share: float = 0.05,
 ) -> str:
   """Registers the folder's task once; returns its name. For gin: see above.
 
+  Args:
+    folder: see data/folder.py.
+    height: rows of every picture; TASK_FEATURE_LENGTHS["image"] must be equal.
+    width: columns of every picture.
+    name: of the task.
+    fit: "pad" or "crop" (data/images.py).
+    validation_share: share of the pictures kept for validation.
+    max_rejected_share: more unusable records than this end the run.
+
   Raises:
     ValueError: the name stands for another folder or size already.
   """
-  options: dict[str, Any] = {
-    "folder": str(folder),
-    "height": height,
-    "width": width,
-    "fit": fit,
-    "validation_share": validation_share,
-    "max_rejected_share": max_rejected_share,
-  }
+  return _register_once(
+    name,
+    folder=str(folder),
+    picture=pictures.Frame(height=height, width=width, fit=fit),
+    validation_share=validation_share,
+    max_rejected_share=max_rejected_share,
+  )
+
+
+def reading_task(
+  *,
+  folder: str,
+  patch_size: int,
+  max_patches: int,
+  name: str = _READING,
+  validation_share: float = 0.05,
+  max_rejected_share: float = 0.05,
+) -> str:
+  """As `task`, for reading: pictures become patches (data/patches.py).
+
+  Args:
+    folder: as of `task`.
+    patch_size: pixels of a patch's side.
+    max_patches: the most of a picture; TASK_FEATURE_LENGTHS["patches"] must
+      have room for them.
+    name: as of `task`.
+    validation_share: as of `task`.
+    max_rejected_share: as of `task`.
+
+  Raises:
+    ValueError: as of `task`.
+  """
+  return _register_once(
+    name,
+    folder=str(folder),
+    picture=pictures.PatchGrid(patch_size=patch_size, max_patches=max_patches),
+    validation_share=validation_share,
+    max_rejected_share=max_rejected_share,
+  )
+
+
+def _register_once(name: str, **options: Any) -> str:
   if name not in _registered:
     add_image_caption_folder_task(name, **options)
     _registered[name] = options
@@ -237,31 +241,39 @@ def task(
 def register(name: str) -> str:
   """Registers "image_caption_folder:<folder>@<height>x<width>[crop]".
 
+  Or "image_caption_folder_reading:<folder>@<max_patches>x<patch_size>".
+
   Returns:
     The SeqIO name of that folder's task; any other name as it is.
 
   Raises:
-    ValueError: the name is of this kind but says too little, or the folder is
+    ValueError: the name is of these kinds but says too little, or the folder is
       of no use.
   """
   if name in seqio.TaskRegistry.names() or not name.startswith(_NAME):
     return name
   found = _PATTERN.fullmatch(name)
-  if not found:
+  reading = name.startswith(_READING)
+  if not found or (reading and found["crop"]):
     raise ValueError(
       f"{name!r} names no folder and size. Write MIXTURE_OR_TASK_NAME = "
-      f'"{_NAME}:/path/to/photos@64x64" (height x width).'
+      + (
+        f'"{_READING}:/path/to/scans@256x16" (patches x pixels of their side).'
+        if reading
+        else f'"{_NAME}:/path/to/photos@64x64" (height x width).'
+      )
     )
   digest = hashlib.blake2b(name.encode("utf-8"), digest_size=4).hexdigest()
+  first, second = int(found["first"]), int(found["second"])
+  called = f"{found['kind']}_{digest}"
+  if reading:
+    return reading_task(
+      folder=found["folder"], max_patches=first, patch_size=second, name=called
+    )
   return task(
     folder=found["folder"],
-    height=int(found["height"]),
-    width=int(found["width"]),
+    height=first,
+    width=second,
     fit="crop" if found["crop"] else "pad",
-    name=f"{_NAME}_{digest}",
+    name=called,
   )
-
-
-assert set(OUTPUT_FEATURES) == {
-  feature.task_name for feature in feature_converters.FEATURES
-}

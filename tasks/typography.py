@@ -4,6 +4,9 @@
   typography_words        64 x 256   one or two words in each of 26 scripts
   typography_words_tiny   16 x 40    one to three letters of ten scripts
 
+The tasks `<name>_reading` give the same examples with the picture cut into
+patches, of 8 x 8 and 4 x 4 pixels.
+
 Nothing is downloaded and nothing is stored: example `index` of a split is a
 pure function of (task, split, seed, index). Shuffling a supply that is random
 already means another seed, so no buffer of pictures waits in memory or in a
@@ -27,38 +30,25 @@ import seqio
 import tensorflow as tf
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import fonts, rejections, text, typography, words
+from byt5_diffusion.data import (
+  fonts,
+  pictures,
+  rejections,
+  seqio_tasks,
+  task_metrics,
+  text,
+  typography,
+  words,
+)
 
 _log = logging.getLogger(__name__)
 
 # Strings tried for one example before the run is stopped.
 _MAX_TRIES = 50
 
-OUTPUT_FEATURES = {
-  "image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3),
-  "text_tokens": seqio.Feature(
-    vocabulary=seqio.ByteVocabulary(), add_eos=True, dtype=tf.int32
-  ),
-  "example_id": seqio.ContinuousFeature(dtype=tf.uint32, rank=1),
-}
 
-
-class IndexSource(seqio.DataSource):
+class IndexSource(seqio_tasks.NumberedSource):
   """Numbers 0..n-1 with their split and seed; what they stand for is drawn."""
-
-  def __init__(self, num_examples: Mapping[str, int]):
-    super().__init__(
-      splits=num_examples,
-      num_input_examples=num_examples,
-      performs_internal_shuffling=True,
-    )
-
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    return True
-
-  def list_shards(self, split: str) -> list[str]:
-    return [split]
 
   def get_dataset(
     self,
@@ -149,39 +139,26 @@ def _draw(
   sequence_length: Mapping[str, int] | None = None,
   *,
   painter: Painter,
+  picture: pictures.Picture,
 ) -> tf.data.Dataset:
   """Preprocessor: {split, seed, index} -> the task's features."""
   lengths = sequence_length or {}
-  height, width = painter.renderer.height, painter.renderer.width
-  if lengths.get("image", height) != height:
-    raise ValueError(
-      f"{painter.name} draws {height} x {width} pixels, but "
-      f"TASK_FEATURE_LENGTHS says image = {lengths['image']}."
-    )
+  picture.check_lengths(lengths, painter.name)
   source = painter.drawable_source()
   max_length = lengths.get("text_tokens")
 
-  def paint(split: bytes, seed: int, index: int) -> tuple[np.ndarray, ...]:
-    return painter.paint(
+  def make(split: bytes, seed: int, index: int) -> dict[str, np.ndarray]:
+    image, tokens, example_id = painter.paint(
       source, split.decode(), int(seed), int(index), max_length
     )
-
-  def features(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    # A pure function: unlike a stateful one, a checkpoint of the iterator may
-    # hold it.
-    image, tokens, example_id = tf.numpy_function(
-      paint,
-      [example["split"], example["seed"], example["index"]],
-      [tf.uint8, tf.int32, tf.uint32],
-      stateful=False,
-    )
     return {
-      "image": tf.ensure_shape(image, [height, width, 3]),
-      "text_tokens": tf.ensure_shape(tokens, [None]),
-      "example_id": tf.ensure_shape(example_id, [2]),
+      picture.name: picture.make(image),
+      "text_tokens": tokens,
+      "example_id": example_id,
     }
 
-  return ds.map(features, num_parallel_calls=tf.data.AUTOTUNE)
+  keys = ["split", "seed", "index"]
+  return seqio_tasks.make_examples(ds, make, keys, picture)
 
 
 def add_typography_task(
@@ -192,29 +169,50 @@ def add_typography_task(
   width: int,
   num_train: int = 1_000_000,
   num_validation: int = 1_000,
+  patch_size: int | None = None,
   **renderer_options: Any,
 ) -> None:
-  """Registers a SeqIO task that draws the source's strings.
+  """Registers a SeqIO task that draws the source's strings, and its reading.
 
   Args:
     name: of the task; part of its examples' ids.
     source: words.Words, Glyphs or TextFile.
     height, width: of the pictures; height is the feature length of "image".
     num_train, num_validation: examples until the same ones come again.
+    patch_size: divides height and width. The task "<name>_reading" gives the
+      same examples as patches of that size; None: there is none.
     **renderer_options: of typography.Renderer.
   """
   renderer = typography.Renderer(height=height, width=width, **renderer_options)
   painter = Painter(name=name, source=source, renderer=renderer)
-  preprocessor: Callable[..., tf.data.Dataset] = functools.partial(
-    _draw, painter=painter
-  )
-  seqio.TaskRegistry.add(
-    name,
-    source=IndexSource({"train": num_train, "validation": num_validation}),
-    preprocessors=[preprocessor],
-    output_features=OUTPUT_FEATURES,
-    # The source's own kind of shuffling is enough; see the top of the file.
-    shuffle_buffer_size=None,
+  kinds: dict[str, pictures.Picture] = {
+    name: pictures.Frame(height=height, width=width)
+  }
+  if patch_size is not None:
+    kinds[f"{name}_reading"] = _whole_grid(height, width, patch_size)
+  for task_name, picture in kinds.items():
+    preprocessor: Callable[..., tf.data.Dataset] = functools.partial(
+      _draw, painter=painter, picture=picture
+    )
+    seqio.TaskRegistry.add(
+      task_name,
+      source=IndexSource({"train": num_train, "validation": num_validation}),
+      preprocessors=[preprocessor],
+      output_features=seqio_tasks.output_features(picture.features),
+      metric_fns=[task_metrics.mean_loss],
+      # The source's own kind of shuffling is enough; see the top of the file.
+      shuffle_buffer_size=None,
+    )
+
+
+def _whole_grid(height: int, width: int, patch_size: int) -> pictures.PatchGrid:
+  """All patches of a picture, which is not scaled for it."""
+  if height % patch_size or width % patch_size:
+    raise ValueError(
+      f"{patch_size=} must divide the pictures' {height} x {width} pixels."
+    )
+  return pictures.PatchGrid(
+    patch_size=patch_size, max_patches=height * width // patch_size**2
   )
 
 
@@ -223,6 +221,7 @@ add_typography_task(
   source=words.Words(max_words=2),
   height=64,
   width=256,
+  patch_size=8,
 )
 add_typography_task(
   "typography_words_tiny",
@@ -245,6 +244,7 @@ add_typography_task(
   ),
   height=16,
   width=40,
+  patch_size=4,
   font_size=12.0,
   styles=("bold",),
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import text
+from byt5_diffusion.data import patches, text
 
 LENGTHS = {"image": 4, "text_tokens": 12, "example_id": 2}
 
@@ -20,6 +20,28 @@ def _example():
     "text_tokens": text.encode("naïve", 12),
     "example_id": feature_converters.example_id("a/b.png"),
   }
+
+
+READING_LENGTHS = {"patches": 9, "text_tokens": 12, "example_id": 2}
+
+
+def _reading_example():
+  pixels = np.arange(16 * 24 * 3) % 256
+  return {
+    "patches": patches.cut(pixels.reshape(16, 24, 3).astype(np.uint8), 8),
+    "text_tokens": text.encode("naïve", 12),
+    "example_id": feature_converters.example_id("a/b.png"),
+  }
+
+
+CONVERTERS = [
+  (feature_converters.TextToImageFeatureConverter, _example(), LENGTHS),
+  (
+    feature_converters.ReadingFeatureConverter,
+    _reading_example(),
+    READING_LENGTHS,
+  ),
+]
 
 
 def test_convert_closed_form():
@@ -35,6 +57,34 @@ def test_convert_closed_form():
   )
 
 
+def test_convert_reading_closed_form():
+  example = _reading_example()
+  row = feature_converters.ReadingFeatureConverter.convert(
+    example, READING_LENGTHS
+  )
+  assert {key: (a.dtype.name, a.shape) for key, a in row.items()} == {
+    "patches": ("float32", (9, 2 + 3 * 64)),
+    "text_tokens": ("int32", (12,)),
+    "example_id": ("uint32", (2,)),
+  }
+  rows = row["patches"]
+  np.testing.assert_array_equal(rows[:6, :2], example["patches"][:, :2])
+  np.testing.assert_array_equal(
+    rows[:6, 2:], feature_converters.PIXELS[example["patches"][:, 2:]]
+  )
+  assert not rows[6:].any()
+
+
+@pytest.mark.parametrize(("make", "example", "lengths"), CONVERTERS)
+def test_the_features_say_what_a_row_is(make, example, lengths):
+  row = make.convert(example, lengths)
+  assert list(row) == [feature.batch_name for feature in make.FEATURES]
+  for feature in make.FEATURES:
+    assert example[feature.task_name].dtype == feature.task_dtype
+    assert row[feature.batch_name].dtype == feature.batch_dtype
+    assert row[feature.batch_name].ndim == len(feature.batch_shape) - 1
+
+
 def test_every_pixel_value_comes_back():
   values = np.arange(256)
   back = np.round((feature_converters.PIXELS + 1.0) * 127.5)
@@ -45,28 +95,24 @@ def test_every_pixel_value_comes_back():
   )
 
 
-def test_both_roads_agree_bit_for_bit():
+@pytest.mark.parametrize(("make", "example", "lengths"), CONVERTERS)
+def test_both_roads_agree_bit_for_bit(make, example, lengths):
   pytest.importorskip("seqio")
   import tensorflow as tf
 
-  example = _example()
   ds = tf.data.Dataset.from_tensors(example)
-  converter = feature_converters.TextToImageFeatureConverter(
-    pack=False, use_custom_packing_ops=False
-  )
-  (live,) = converter(ds, LENGTHS).as_numpy_iterator()
-  prepared = feature_converters.TextToImageFeatureConverter.convert(
-    example, LENGTHS
-  )
+  converter = make(pack=False, use_custom_packing_ops=False)
+  (live,) = converter(ds, lengths).as_numpy_iterator()
+  prepared = make.convert(example, lengths)
   assert live.keys() == prepared.keys()
   for key in live:
     assert live[key].dtype == prepared[key].dtype
     assert live[key].tobytes() == prepared[key].tobytes(), key
 
 
-def test_is_a_seqio_converter_and_refuses_packing():
+@pytest.mark.parametrize("make", [converter for converter, *_ in CONVERTERS])
+def test_is_a_seqio_converter_and_refuses_packing(make):
   seqio = pytest.importorskip("seqio")
-  make = feature_converters.TextToImageFeatureConverter
   assert isinstance(make(), seqio.FeatureConverter)
   with pytest.raises(ValueError, match="pack = False"):
     make(pack=True)
@@ -96,6 +142,21 @@ def test_wrong_features_are_named(change, message):
     feature_converters.convert(_example() | change, LENGTHS)
 
 
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"patches": np.zeros((4, 14), np.uint8)}, "'patches' is uint8"),
+    ({"patches": np.zeros((10, 14), np.int16)}, "length 10"),
+    ({"patches": np.zeros(14, np.int16)}, "rank 1"),
+  ],
+)
+def test_wrong_patches_are_named(change, message):
+  with pytest.raises(ValueError, match=message):
+    feature_converters.ReadingFeatureConverter.convert(
+      _reading_example() | change, READING_LENGTHS
+    )
+
+
 def test_missing_features_and_lengths_are_named():
   example = _example()
   del example["example_id"]
@@ -103,6 +164,10 @@ def test_missing_features_and_lengths_are_named():
     feature_converters.convert(example, LENGTHS)
   with pytest.raises(ValueError, match="TASK_FEATURE_LENGTHS names"):
     feature_converters.check_lengths({"image": 4, "targets": 2})
+  with pytest.raises(ValueError, match=r"\['example_id', 'patches', 'text_t"):
+    feature_converters.check_lengths(
+      LENGTHS, feature_converters.READING_FEATURES
+    )
 
 
 def test_gin_can_name_it_where_tensorflow_is_absent():
@@ -110,12 +175,14 @@ def test_gin_can_name_it_where_tensorflow_is_absent():
     import sys
     sys.modules["tensorflow"] = sys.modules["seqio"] = None
     import gin
+    from byt5_diffusion import feature_converters
     gin.parse_config('''
       from __gin__ import dynamic_registration
       from byt5_diffusion import feature_converters
-      CONVERTER = @feature_converters.TextToImageFeatureConverter
+      CONVERTER = @feature_converters.ReadingFeatureConverter
     ''')
-    cls = gin.query_parameter("CONVERTER/macro.value").configurable
-    assert cls.wrapped.convert is not None
+    cls = gin.get_bindings("CONVERTER/gin.macro")["value"]
+    assert cls.convert is not None
+    assert cls.FEATURES == feature_converters.READING_FEATURES
   """)
   subprocess.run([sys.executable, "-c", program], check=True)

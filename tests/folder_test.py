@@ -10,7 +10,15 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import folder, images, pipeline, rejections, text
+from byt5_diffusion.data import (
+  folder,
+  images,
+  patches,
+  pictures,
+  pipeline,
+  rejections,
+  text,
+)
 
 LENGTHS = {"image": 8, "text_tokens": 16, "example_id": 2}
 
@@ -30,7 +38,8 @@ def _fill(root, count: int, start: int = 0) -> None:
 
 
 def _read(source, split, index):
-  return source.read(split, index, height=8, width=12, max_length=16)
+  picture = pictures.Frame(height=8, width=12)
+  return source.read(split, index, picture=picture, max_length=16)
 
 
 def _all(source):
@@ -370,11 +379,77 @@ def test_one_name_says_folder_and_size(tmp_path):
     (f"image_caption_folder:{tmp_path}", "@64x64"),
     ("image_caption_folder:/nowhere@8x8", "/nowhere is not a folder"),
     (f"image_caption_folder:{tmp_path}@0x8", "height=0"),
-    (f"image_caption_folder:{tmp_path}@9x9", "have 9 rows"),
+    (f"image_caption_folder:{tmp_path}@9x9", "are 9 x 9 pixels"),
     ("something_else", "is called 'something_else'"),
   ]:
     with pytest.raises(ValueError, match=message):
       data(wrong)
+
+
+READING = {
+  "task_feature_lengths": {"patches": 20, "text_tokens": 16, "example_id": 2},
+  "feature_converter_cls": feature_converters.ReadingFeatureConverter,
+  "mixture_or_task_module": "byt5_diffusion.tasks.image_caption_folder",
+}
+
+
+def test_pictures_of_any_size_are_read(tmp_path):
+  """Each at its own proportions, in one batch; a bad one is left out."""
+  pytest.importorskip("seqio")
+  from byt5_diffusion.tasks import image_caption_folder
+
+  _fill(tmp_path, 6)
+  rng = np.random.default_rng(0)
+  for i, size in enumerate([(30, 7), (1, 90), (64, 64), (4, 3)]):
+    pixels = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    (tmp_path / f"{i}.txt").write_text(f"size {i}")
+  (tmp_path / "bad.png").write_bytes(b"no picture")
+  (tmp_path / "bad.txt").write_text("bad")
+  name = image_caption_folder.reading_task(
+    folder=tmp_path,
+    patch_size=4,
+    max_patches=16,
+    name=f"reading_{tmp_path.name}",
+    max_rejected_share=0.5,
+  )
+  source = folder.FolderSource(tmp_path, max_rejected_share=0.5)
+  assert "bad.png" in [pair.file for pair in source.pairs["train"]]
+  expected = {
+    pair.caption: patches.fit(images.decode_image(tmp_path / pair.file), 4, 16)
+    for pair in source.pairs["train"]
+    if pair.file != "bad.png"
+  }
+  data = _open(name, num_epochs=1, shuffle=False, batch_size=1, **READING)
+  shapes = set()
+  for batch in data:
+    (rows,) = batch["patches"]
+    wanted = expected.pop(text.decode(batch["text_tokens"][0]))
+    assert rows.shape == (20, 2 + 3 * 4 * 4)
+    assert rows[: len(wanted)].tobytes() == wanted.tobytes()
+    assert not rows[len(wanted) :].any()
+    shapes.add((*wanted[:, :2].max(0),))
+  assert not expected
+  assert len(shapes) > 3
+
+
+def test_names_of_folders_to_read(tmp_path):
+  pytest.importorskip("seqio")
+  _fill(tmp_path, 4)
+  name = f"image_caption_folder_reading:{tmp_path}@16x4"
+  batch = next(_open(name, **READING | {"batch_size": 4}))
+  assert batch["patches"].shape == (4, 20, 50)
+  for wrong, message in [
+    ("image_caption_folder_reading", "@256x16"),
+    (f"image_caption_folder_reading:{tmp_path}@16x4crop", "@256x16"),
+    (f"image_caption_folder_reading:{tmp_path}@21x4", "up to 21 patches"),
+    (f"image_caption_folder_reading:{tmp_path}@0x4", "max_patches=0"),
+    (f"image_caption_folder_reading:{tmp_path}@16x0", "patch_size=0"),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      _open(wrong, **READING)
+  with pytest.raises(ValueError, match="TASK_FEATURE_LENGTHS names"):
+    _open(name, **READING | {"task_feature_lengths": LENGTHS})
 
 
 def test_gin_names_the_folder_by_one_binding(tmp_path):

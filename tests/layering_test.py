@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, str]] = {
     "maths networks samplers guidance",
   ),
   "programs": (
-    "evaluation inference preparation report trainer variables",
+    "evaluation inference preparation reading report t5x_hooks trainer variables",
     "package maths samplers guidance data machinery scores models",
   ),
   # gin names these; nobody imports them.
@@ -80,7 +80,7 @@ ALLOWED_FOREIGN = {
 }
 # The modules that import TensorFlow when they are imported; others of theirs
 # import these, or TensorFlow, inside a function.
-TENSORFLOW_AT_ONCE = {"data.live", "data.seqio_converter"}
+TENSORFLOW_AT_ONCE = {"data.live", "data.seqio_converter", "data.seqio_tasks"}
 TENSORFLOW_LATE = {"feature_converters"}
 
 MAX_FILE_LINES = 500

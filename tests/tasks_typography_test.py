@@ -9,7 +9,14 @@ import seqio
 import tensorflow as tf
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import fonts, rejections, text, typography, words
+from byt5_diffusion.data import (
+  fonts,
+  patches,
+  rejections,
+  text,
+  typography,
+  words,
+)
 from byt5_diffusion.tasks import typography as tasks
 
 LENGTHS = {"image": 16, "text_tokens": 16, "example_id": 2}
@@ -28,9 +35,11 @@ def task():
     width=48,
     num_train=400,
     num_validation=60,
+    patch_size=8,
   )
   yield seqio.get_mixture_or_task(NAME)
   seqio.TaskRegistry.remove(NAME)
+  seqio.TaskRegistry.remove(f"{NAME}_reading")
 
 
 def dataset(split="train", **options):
@@ -67,6 +76,38 @@ def test_features_are_what_the_converter_wants():
     np.testing.assert_array_equal(
       example["image"], renderer.render(caption, "Latn")
     )
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_to_read_is_what_was_drawn(split):
+  """The same strings, ids and pixels, as patches."""
+  lengths = {"patches": 12, "text_tokens": 16, "example_id": 2}
+  ds = seqio.get_mixture_or_task(f"{NAME}_reading").get_dataset(
+    sequence_length=lengths, split=split, shuffle=True, seed=0, num_epochs=1
+  )
+  for drawn, read in zip(
+    examples(split, 5), ds.take(5).as_numpy_iterator(), strict=True
+  ):
+    for key in ("text_tokens", "example_id"):
+      np.testing.assert_array_equal(read[key], drawn[key])
+    np.testing.assert_array_equal(
+      read["patches"], patches.cut(drawn["image"], 8)
+    )
+    row = feature_converters.ReadingFeatureConverter.convert(read, lengths)
+    assert row["patches"].shape == (12, 2 + 3 * 64)
+
+
+def test_patches_fill_the_picture_and_the_length():
+  with pytest.raises(ValueError, match="up to 12 patches"):
+    seqio.get_mixture_or_task(f"{NAME}_reading").get_dataset(
+      sequence_length={"patches": 11, "text_tokens": 16, "example_id": 2},
+      split="train",
+    )
+  with pytest.raises(ValueError, match="patch_size=7 must divide"):
+    tasks.add_typography_task(
+      "never", source=SOURCE, height=16, width=48, patch_size=7
+    )
+  assert "never" not in seqio.TaskRegistry.names()
 
 
 def test_a_resumed_iterator_goes_on_as_the_first_would(tmp_path):
@@ -206,3 +247,21 @@ def test_the_registered_tasks_work(name, height, width):
     for example in ds.take(20).as_numpy_iterator():
       assert example["image"].shape == (height, width, 3)
       assert example["image"].min() < 128 < example["image"].max()
+
+
+@pytest.mark.parametrize(
+  ("name", "count", "patch_size"),
+  [
+    ("typography_words_reading", 256, 8),
+    ("typography_words_tiny_reading", 40, 4),
+  ],
+)
+def test_the_registered_reading_tasks_work(name, count, patch_size):
+  lengths = {"patches": count, "text_tokens": 64, "example_id": 2}
+  for split in ("train", "validation"):
+    ds = seqio.get_mixture_or_task(name).get_dataset(
+      sequence_length=lengths, split=split, shuffle=False
+    )
+    for example in ds.take(4).as_numpy_iterator():
+      assert example["patches"].shape == (count, 2 + 3 * patch_size**2)
+      assert example["patches"][:, 2:].min() < 128

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import images, rejections, text
+from byt5_diffusion.data import images, pictures, rejections, text
 
 CAPTIONS = "captions.jsonl"
 _BOM = "\ufeff"
@@ -200,20 +200,16 @@ class FolderSource:
     split: str,
     index: int,
     *,
-    height: int,
-    width: int,
+    picture: pictures.Picture,
     max_length: int,
-    fit: str = "pad",
   ) -> dict[str, np.ndarray]:
     """Example `index` of a split as task features (feature_converters).
 
     Args:
       split: "train" or "validation".
       index: place in `pairs[split]`.
-      height: rows of the picture.
-      width: columns of the picture.
+      picture: what becomes of a picture: an image, or patches.
       max_length: most caption ids, the end of sequence included.
-      fit: how pictures of other proportions are fitted: see images.fit.
 
     Raises:
       images.BadImage: the file cannot be used.
@@ -224,7 +220,7 @@ class FolderSource:
       raise images.BadImage(pair.file, reason)
     image = images.decode_image(path, name=pair.file)
     return {
-      "image": images.fit(image, height, width, fit),
+      picture.name: picture.make(image),
       "text_tokens": text.encode(pair.caption, max_length),
       "example_id": feature_converters.example_id(pair.file),
     }

@@ -147,6 +147,12 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
   return np.array(image.convert("RGB"))
 
 
+def check_mode(mode: str) -> None:
+  """Raises ValueError for another mode than `fit` knows."""
+  if mode not in ("pad", "crop"):
+    raise ValueError(f'{mode=} must be "pad" or "crop".')
+
+
 def fit(
   image: np.ndarray, height: int, width: int, mode: str = "pad"
 ) -> np.ndarray:
@@ -159,8 +165,7 @@ def fit(
     mode: "pad" shows all of it, centred on white; "crop" fills the frame with
       its centre.
   """
-  if mode not in ("pad", "crop"):
-    raise ValueError(f'{mode=} must be "pad" or "crop".')
+  check_mode(mode)
   if image.shape[:2] == (height, width):
     return image
   scales = (height / image.shape[0], width / image.shape[1])

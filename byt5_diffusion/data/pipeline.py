@@ -113,7 +113,8 @@ def open_data(
     mixture_or_task_module: imported first, so that it registers the task.
     prepared_dir: folder written by `prepare`.
     feature_converter_cls: makes the SeqIO converter (live), and its attribute
-      `convert` is the same without TensorFlow (prepared).
+      `convert` is the same without TensorFlow (prepared). None: of captions and
+      images; of the package's own, FEATURES says which lengths are needed.
     host_index: this host, in [0, host_count).
     host_count: hosts that share every batch.
     use_cached: SeqIO's own offline cache (live only).
@@ -124,8 +125,10 @@ def open_data(
   """
   streams = _streams(num_streams, host_index, host_count, batch_size)
   if feature_converter_cls is None:
-    feature_converters.check_lengths(task_feature_lengths)
     feature_converter_cls = feature_converters.TextToImageFeatureConverter
+  features = getattr(feature_converter_cls, "FEATURES", None)
+  if features is not None:  # A converter of another kind checks on its own.
+    feature_converters.check_lengths(task_feature_lengths, features)
   identity = {
     "task": mixture_or_task_name,
     "task_feature_lengths": dict(task_feature_lengths),

@@ -1,0 +1,114 @@
+"""What a task makes of a picture: an image to draw, or patches to read.
+
+Tasks get or draw a picture of some size; one of these says which of the task
+features (feature_converters) it becomes, and of what shape. So one task's code
+serves both kinds.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from byt5_diffusion import feature_converters
+from byt5_diffusion.data import images, patches
+
+
+class Picture(Protocol):
+  """Turns uint8 [H, W, 3] into one task feature.
+
+  Attributes:
+    name: of the feature.
+    features: all the task's features, this one among them.
+    shape: of the feature; None where it varies.
+  """
+
+  name: ClassVar[str]
+  features: ClassVar[tuple[feature_converters.Feature, ...]]
+
+  @property
+  def shape(self) -> tuple[int | None, ...]: ...
+
+  def make(self, image: np.ndarray) -> np.ndarray:
+    """The feature's value for a picture of any size."""
+
+  def check_lengths(self, lengths: Mapping[str, int], task: str) -> None:
+    """Raises ValueError if TASK_FEATURE_LENGTHS has no room for the feature."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+  """The feature "image", all of one size.
+
+  Attributes:
+    height, width: in pixels.
+    fit: how pictures of other proportions are fitted: see images.fit.
+  """
+
+  name: ClassVar[str] = "image"
+  features: ClassVar[tuple[feature_converters.Feature, ...]] = (
+    feature_converters.FEATURES
+  )
+  height: int
+  width: int
+  fit: str = "pad"
+
+  def __post_init__(self) -> None:
+    if self.height < 1 or self.width < 1:
+      raise ValueError(
+        f"height={self.height} and width={self.width} must be positive."
+      )
+    images.check_mode(self.fit)
+
+  @property
+  def shape(self) -> tuple[int | None, ...]:
+    return (self.height, self.width, 3)
+
+  def make(self, image: np.ndarray) -> np.ndarray:
+    return images.fit(image, self.height, self.width, self.fit)
+
+  def check_lengths(self, lengths: Mapping[str, int], task: str) -> None:
+    if lengths.get("image", self.height) != self.height:
+      raise ValueError(
+        f'TASK_FEATURE_LENGTHS["image"] is {lengths["image"]}, but pictures of '
+        f"{task!r} are {self.height} x {self.width} pixels."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchGrid:
+  """The feature "patches" (data/patches.py): any size, any proportions.
+
+  Attributes:
+    patch_size: p, pixels of a patch's side.
+    max_patches: the most patches of a picture. TASK_FEATURE_LENGTHS may say
+      more, so that pictures of several sizes can be mixed.
+  """
+
+  name: ClassVar[str] = "patches"
+  features: ClassVar[tuple[feature_converters.Feature, ...]] = (
+    feature_converters.READING_FEATURES
+  )
+  patch_size: int
+  max_patches: int
+
+  def __post_init__(self) -> None:
+    if self.patch_size < 1:
+      raise ValueError(f"patch_size={self.patch_size} must be positive.")
+    patches.grid(1, 1, self.max_patches)
+
+  @property
+  def shape(self) -> tuple[int | None, ...]:
+    return (None, 2 + 3 * self.patch_size**2)
+
+  def make(self, image: np.ndarray) -> np.ndarray:
+    scaled = patches.scale(image, self.patch_size, self.max_patches)
+    return patches.cut(scaled, self.patch_size)
+
+  def check_lengths(self, lengths: Mapping[str, int], task: str) -> None:
+    if lengths.get("patches", self.max_patches) < self.max_patches:
+      raise ValueError(
+        f'TASK_FEATURE_LENGTHS["patches"] is {lengths["patches"]}, but a '
+        f"picture of {task!r} has up to {self.max_patches} patches."
+      )

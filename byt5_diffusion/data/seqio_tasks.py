@@ -1,0 +1,107 @@
+"""What the SeqIO tasks of tasks/ have in common. Imports TensorFlow.
+
+Their sources give numbers, and a Python function makes an example of each.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from byt5_diffusion import feature_converters
+from byt5_diffusion.data import native_logs, pictures
+
+with native_logs.quiet():
+  import seqio
+  import tensorflow as tf
+
+Example = Mapping[str, np.ndarray]
+
+
+def output_features(
+  features: Sequence[feature_converters.Feature],
+) -> dict[str, seqio.Feature]:
+  """SeqIO's description of the features' task side."""
+  return {feature.task_name: _output_feature(feature) for feature in features}
+
+
+def _output_feature(feature: feature_converters.Feature) -> seqio.Feature:
+  dtype = tf.as_dtype(feature.task_dtype)
+  if feature.task_name == "text_tokens":
+    return seqio.Feature(
+      vocabulary=seqio.ByteVocabulary(), add_eos=True, dtype=dtype
+    )
+  return seqio.ContinuousFeature(dtype=dtype, rank=len(feature.task_shape))
+
+
+class NumberedSource(seqio.DataSource):
+  """Numbers 0..n-1 of each split; a subclass's `get_dataset` gives them.
+
+  Any number of shards can be taken, because numbers cost nothing.
+  """
+
+  def __init__(self, num_examples: Mapping[str, int]):
+    super().__init__(
+      splits=[split for split, count in num_examples.items() if count],
+      num_input_examples=num_examples,
+      performs_internal_shuffling=True,
+    )
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return True
+
+  def list_shards(self, split: str) -> list[str]:
+    return [split]
+
+
+def make_examples(
+  ds: tf.data.Dataset,
+  make: Callable[..., Example | None],
+  arguments: Sequence[str],
+  picture: pictures.Picture,
+) -> tf.data.Dataset:
+  """The task features that `make` makes of each element.
+
+  Args:
+    ds: of dicts of scalars.
+    make: pure function (values of `arguments`) -> example, or None for what is
+      to be left out. TensorFlow calls it on its threads.
+    arguments: keys of the dicts; strings arrive as bytes.
+    picture: says which features there are.
+  """
+  features = picture.features
+  shapes = {
+    feature.task_name: picture.shape
+    if feature.task_name == picture.name
+    else tuple(n if isinstance(n, int) else None for n in feature.task_shape)
+    for feature in features
+  }
+
+  def call(*values: Any) -> tuple[Any, ...]:
+    example = make(*values)
+    if example is not None:
+      return *(example[feature.task_name] for feature in features), True
+    empty = (
+      np.zeros([n or 0 for n in shapes[feature.task_name]], feature.task_dtype)
+      for feature in features
+    )
+    return *empty, False
+
+  def convert(element: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    # Without state: the same arguments give the same example, so a checkpoint
+    # of the iterator need not hold it.
+    *made, good = tf.numpy_function(
+      call,
+      [element[key] for key in arguments],
+      [*(tf.as_dtype(feature.task_dtype) for feature in features), tf.bool],
+      stateful=False,
+    )
+    return {
+      name: tf.ensure_shape(value, shape)
+      for (name, shape), value in zip(shapes.items(), made, strict=True)
+    } | {"good": tf.ensure_shape(good, [])}
+
+  ds = ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+  ds = ds.filter(lambda example: example["good"])
+  return ds.map(lambda example: {name: example[name] for name in shapes})
