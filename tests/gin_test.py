@@ -21,7 +21,10 @@ from byt5_diffusion import (
 from byt5_diffusion import partitioning as partitioning_lib
 
 ROOT = config.gin_root()
-FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.gin"))
+EVERY_FILE = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.gin"))
+# They name T5X, and its own main reads them: tests/t5x does so.
+T5X_FILES = [x for x in EVERY_FILE if x.startswith("runs/t5x_")]
+FILES = [name for name in EVERY_FILE if name not in T5X_FILES]
 EXPERIMENTS = [name for name in FILES if name.startswith("experiments/")]
 PARTS = ("schedules", "optimizers", "partitioning", "data", "sizes")
 OTHERS = [name for name in FILES if name.partition("/")[0] in PARTS]
@@ -198,6 +201,13 @@ def include_depth(name):
 def test_an_experiment_is_includes_and_at_most_ten_overrides(name):
   assert len(alone(name).bindings) <= 10
   assert 1 <= include_depth(name) <= 2
+
+
+def test_only_the_files_for_t5x_name_it():
+  names_it = re.compile(r"^(from|import|include) .*t5x", re.MULTILINE)
+  assert T5X_FILES == [x for x in EVERY_FILE if names_it.search(text(x))]
+  for name in T5X_FILES:
+    assert set(header(name)) == {"Provides", "Requires", "Often overridden"}
 
 
 # --- what they build ---------------------------------------------------------
