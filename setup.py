@@ -17,6 +17,7 @@ CORE = [
   "gin-config>=0.5,<0.6",
   "grain>=0.2.12",
   "jax>=0.10,<0.12",
+  "msgpack>=1.0.5",
   "numpy>=2.0",
   "optax>=0.2.6,<0.4",
   "orbax-checkpoint>=0.12,<0.14",

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -111,18 +111,57 @@ def restore_params(
   """
   path = _step_dir(stored_trees.absolute(model_dir), step)
   extra = stored_trees.check(path)
+  names = _params_in(path, ema)
+  wanted = {name: np.empty([0]) for name in names.values()}
+  arrays = stored_trees.read(path / "state", wanted)
+  return Restored(
+    params=stored_trees.nest({k: arrays[v] for k, v in names.items()}),
+    extra=extra,
+    step=int(path.name.removeprefix(f"{STEP_PREFIX}_")),
+  )
+
+
+def _params_in(path: epath.Path, ema: bool) -> dict[str, str]:
+  """{parameter: its name in the checkpoint's state}."""
   stored = stored_trees.stored(path / "state")
   for prefix in ("ema_params/", "params/") if ema else ("params/",):
-    wanted = {k: np.empty([0]) for k in stored if k.startswith(prefix)}
-    if wanted:
-      arrays = stored_trees.read(path / "state", wanted)
-      params = {k.removeprefix(prefix): v for k, v in arrays.items()}
-      return Restored(
-        params=stored_trees.nest(params),
-        extra=extra,
-        step=int(path.name.removeprefix(f"{STEP_PREFIX}_")),
-      )
+    found = {k.removeprefix(prefix): k for k in stored if k.startswith(prefix)}
+    if found:
+      return found
   raise CheckpointError(f"{path} holds no parameters.")
+
+
+def open_source(
+  path: str | os.PathLike[str], step: int | None = None, use_ema: bool = True
+) -> stored_trees.Source:
+  """The parameters of a run, of one of its steps, or of a tree; unread.
+
+  Args:
+    path: MODEL_DIR, MODEL_DIR/checkpoint_<step>, or save_tree's directory.
+    step: of a MODEL_DIR; None = the latest complete one.
+    use_ema: prefer the averaged parameters, where a run keeps them.
+  """
+  place = stored_trees.absolute(path)
+  if not (place / "extra" / "metadata").exists():
+    place = _step_dir(place, step)
+  elif not stored_trees.is_committed(place):
+    raise CheckpointError(f"{place} is incomplete.")
+  stored_trees.check(place)
+  item = place / "state"
+  stored = stored_trees.stored(item)
+  if (place / "data").exists():
+    names = _params_in(place, use_ema)
+    averaged = any(name.startswith("ema_params/") for name in names.values())
+    what = f"{'averaged' if averaged else 'trained'} weights of {place}"
+  else:
+    names, what = {name: name for name in stored}, f"tree {place}"
+
+  def read(wanted: Collection[str]) -> dict[str, np.ndarray]:
+    arrays = stored_trees.read(item, {names[k]: np.empty([0]) for k in wanted})
+    return {k: arrays[names[k]] for k in wanted}
+
+  shapes = {k: stored_trees.shape_of(stored[v]) for k, v in names.items()}
+  return stored_trees.Source(what, shapes, read)
 
 
 # --- Writing a run. ---

@@ -10,8 +10,8 @@ its contents are believed.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -75,8 +75,33 @@ def storable(leaf: Any) -> Any:
   return np.array(leaf)  # A copy: the write goes on after the caller.
 
 
-def _nbytes(shape: Any, dtype: Any) -> int:
+def nbytes(shape: Any, dtype: Any) -> int:
+  """Bytes of an array; never overflows."""
   return int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+
+
+def memory_bytes() -> int:
+  """This machine's memory: no array of a checkpoint can claim more."""
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Shape and dtype of an array, or of what describes one."""
+  return jax.ShapeDtypeStruct(tuple(leaf.shape), np.dtype(leaf.dtype))
+
+
+class Source(NamedTuple):
+  """Arrays by name in somebody's checkpoint, read when asked for.
+
+  Attributes:
+    what: kind and path, for messages.
+    shapes: {"unet/.../kernel": shape and dtype}.
+    read: names -> {name: numpy array}.
+  """
+
+  what: str
+  shapes: dict[str, jax.ShapeDtypeStruct]
+  read: Callable[[Collection[str]], dict[str, np.ndarray]]
 
 
 # --- What a directory is. ---
@@ -129,12 +154,13 @@ def is_committed(path: epath.Path) -> bool:
   return True
 
 
-def _check_sizes(path: epath.Path) -> None:
+def check_sizes(path: epath.Path) -> None:
+  """Raises CheckpointError for a file of metadata that is absurdly large."""
   for entry in path.iterdir():
     if entry.is_dir():
       # Array data lie in directories named "d"; all else is metadata.
       if entry.name != "d":
-        _check_sizes(entry)
+        check_sizes(entry)
     elif entry.stat().length > MAX_METADATA_BYTES:
       raise CheckpointError(f"{entry} is too large for metadata; refused.")
 
@@ -150,7 +176,7 @@ def check(path: epath.Path) -> dict[str, Any]:
       f"{path} has format_version {version}; this program reads up to"
       f" {FORMAT_VERSION}. Upgrade byt5_diffusion."
     )
-  _check_sizes(path)
+  check_sizes(path)
   extra = content.get("extra")
   return extra if isinstance(extra, dict) else {}
 
@@ -174,13 +200,13 @@ def stored(item: epath.Path) -> dict[str, Any]:
       flat[name] = node
 
   visit(tree, "")
-  limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  limit = memory_bytes()
   for name, leaf in flat.items():
     if not hasattr(leaf, "shape") or leaf.dtype is None:
       raise CheckpointError(f"{item}: {name} is not an array.")
     storage = getattr(leaf, "storage", None)
     chunk = getattr(storage, "chunk_shape", None) or ()
-    if max(_nbytes(leaf.shape, leaf.dtype), _nbytes(chunk, leaf.dtype)) > limit:
+    if max(nbytes(leaf.shape, leaf.dtype), nbytes(chunk, leaf.dtype)) > limit:
       raise CheckpointError(
         f"{item}: {name} claims shape {leaf.shape}, more than this machine's"
         f" {limit >> 30} GiB of memory; refused."
@@ -188,18 +214,26 @@ def stored(item: epath.Path) -> dict[str, Any]:
   return flat
 
 
-def _describe(leaf: Any) -> str:
+def describe(leaf: Any) -> str:
+  """Dtype and shape: "float32[3, 4]"."""
   return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def some(names: Collection[str], most: int = 8) -> str:
+  """The first names and how many more: a message that can be read."""
+  shown = ", ".join(list(names)[:most])
+  more = len(names) - most
+  return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _compare(
   item: epath.Path, wanted: Mapping[str, Any], found: Mapping[str, Any]
 ) -> None:
-  """Raises CheckpointError listing every name on which the two disagree."""
+  """Raises CheckpointError naming what the two disagree on, by kind."""
   differing = [
-    f"{name} (stored {_describe(found[name])}, wanted {_describe(leaf)})"
+    f"{name} (stored {describe(found[name])}, wanted {describe(leaf)})"
     for name, leaf in wanted.items()
-    if name in found and _describe(found[name]) != _describe(leaf)
+    if name in found and describe(found[name]) != describe(leaf)
   ]
   problems = {
     "missing from the checkpoint": sorted(set(wanted) - set(found)),
@@ -207,7 +241,7 @@ def _compare(
     "of another shape or dtype": differing,
   }
   lines = [
-    f"  {len(names)} {kind}: {', '.join(names)}"
+    f"  {len(names)} {kind}: {some(names)}"
     for kind, names in problems.items()
     if names
   ]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from byt5_diffusion import (
+  assignment,
   checkpoints,
   config,
   contract,
@@ -135,7 +136,8 @@ def train(
   sample_period: int = 1000,
   sample_texts: Sequence[str] = (),
   random_seed: int = 0,
-  frozen_checkpoint: str | None = None,
+  frozen_checkpoint: str | assignment.InitialCheckpoint | None = None,
+  initial_checkpoint: assignment.InitialCheckpoint | None = None,
 ) -> TrainState:
   """Trains for total_steps, or goes on from model_dir's last checkpoint.
 
@@ -157,9 +159,12 @@ def train(
     eval_steps: batches of validation_data per validation.
     sample_texts: captions drawn every sample_period steps.
     random_seed: of initial values, noise and dropout.
-    frozen_checkpoint: tree of the frozen networks (checkpoints.save_tree);
-      None takes those of the run that goes on, and draws those of a new one at
-      random, which only trials want.
+    frozen_checkpoint: tree of the frozen networks (checkpoints.save_tree), or
+      rules that take them of another checkpoint; None takes those of the run
+      that goes on, and draws those of a new one at random, which only trials
+      want.
+    initial_checkpoint: where a NEW run's parameters start; one that goes on
+      never looks at it again.
 
   Returns:
     The last state.
@@ -209,14 +214,22 @@ def train(
   init, state_shapes = variables.make_init(
     model, shapes, partitioning, ema_decay
   )
+  progress = telemetry.Progress(total_steps, batch_size, first_step)
   if first_step:
     _check_resumed(saved, extra, directory, first_step, total_steps)
     state, data_state, _ = checkpointer.restore(first_step, state_shapes)
     batches.set_state(data_state)
   else:
-    state = init(init_rng)
+    state = variables.start(
+      init,
+      init_rng,
+      state_shapes,
+      initial_checkpoint,
+      model.optimizer_def.tx,
+      directory,
+      progress.say,
+    )
 
-  progress = telemetry.Progress(total_steps, batch_size, first_step)
   if first_step == total_steps:
     progress.say(f"{directory} has all of its {total_steps} steps")
     checkpointer.close()

@@ -2,9 +2,13 @@
 
 Trained parameters start here or come from a checkpoint; frozen networks come
 from a tree of their own (checkpoints.save_tree), of which a run's checkpoints
-hold the path and the sha256 only.
+hold the path and the sha256 only. Both may be taken from elsewhere by rules
+(assignment.py).
 """
 
+import functools
+import json
+import logging
 import os
 import pathlib
 import re
@@ -14,7 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from byt5_diffusion import checkpoints, contract, train_state
+from byt5_diffusion import (
+  assignment,
+  checkpoints,
+  contract,
+  t5x_checkpoints,
+  train_state,
+)
 from byt5_diffusion import partitioning as partitioning_lib
 
 Array = jax.Array
@@ -22,6 +32,7 @@ PyTree = Any
 TrainState = train_state.TrainState
 
 FROZEN_DIR = "frozen"
+FROZEN_REPORT = "frozen_checkpoint.json"
 
 
 def global_shapes(
@@ -64,18 +75,50 @@ def make_init(
   return _run_once(jax.jit(init, out_shardings=shardings)), state_shapes
 
 
+def start(
+  init: Callable[[Array], TrainState],
+  rng: Array,
+  state_shapes: TrainState,
+  initial: assignment.InitialCheckpoint | None,
+  tx: Any,
+  model_dir: pathlib.Path,
+  say: Callable[[str], None],
+) -> TrainState:
+  """The state before the first step; its parameters drawn or taken.
+
+  Args:
+    init, state_shapes: of make_init.
+    rng: of what is drawn.
+    initial: where parameters are taken from; None: all are drawn.
+    tx: begins anew with the parameters taken, and so does the average.
+    model_dir: gets a list of what came from where.
+    say: prints a line.
+  """
+  if initial is None:
+    return init(rng)
+  initial.check(state_shapes.params)  # Before minutes of compilation.
+  state = init(rng)
+  params = assignment.initialize(state.params, initial, model_dir, say)
+  create = functools.partial(
+    train_state.create, tx=tx, ema=state.ema_params is not None
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, state_shapes)
+  return _run_once(jax.jit(create, out_shardings=shardings))(params)
+
+
 def load_frozen(
   model: contract.Model,
   shapes: Mapping[str, jax.ShapeDtypeStruct],
   rng: Array,
-  path: str | None,
+  path: str | assignment.InitialCheckpoint | None,
   partitioning: partitioning_lib.Partitioning,
   model_dir: pathlib.Path,
 ) -> tuple[PyTree, dict[str, Any] | None]:
   """The frozen networks on the devices, and what a checkpoint says of them.
 
-  Without a path they are drawn from rng, once, and kept in model_dir/frozen:
-  random frozen weights are of use to tests and trials only.
+  What rules take of another checkpoint is kept in model_dir/frozen, and read
+  from there when the run goes on. Without a path they are drawn from rng, once,
+  and kept there, too: random frozen weights are for tests and trials only.
   """
   input_shapes = {name: x.shape for name, x in shapes.items()}
 
@@ -90,6 +133,8 @@ def load_frozen(
         "TextToImageModel.freeze_text_encoder = True or drop the path."
       )
     return None, None
+  if isinstance(path, assignment.InitialCheckpoint):
+    path = _take_frozen(path, abstract["frozen"], model_dir)
   if path is None or path == FROZEN_DIR:
     path = FROZEN_DIR
     if not (model_dir / path).exists():
@@ -97,12 +142,47 @@ def load_frozen(
       checkpoints.save_tree(model_dir / path, tree)
   elif path != FROZEN_DIR:
     path = os.path.abspath(path)
+  if t5x_checkpoints.find(model_dir / path):
+    raise ValueError(
+      f"frozen_checkpoint = {str(path)!r} is a checkpoint of T5X: bind "
+      "@assignment.InitialCheckpoint() with its path and rules instead, e.g. "
+      r"[('text_encoder/(.*)', '\1')]."
+    )
   tree = checkpoints.load_tree(model_dir / path)
   checkpoints.check_tree(tree, abstract["frozen"], str(model_dir / path))
   axes = partitioning_lib.logical_axes(abstract["frozen_axes"])
   shardings = partitioning.param_shardings(abstract["frozen"], axes)
   record = {"path": path, "sha256": checkpoints.tree_sha256(tree)}
   return {"frozen": jax.device_put(tree, shardings)}, record
+
+
+def _take_frozen(
+  initial: assignment.InitialCheckpoint,
+  shapes: PyTree,
+  model_dir: pathlib.Path,
+) -> str:
+  """Fills model_dir/frozen by rules, once; where it is."""
+  record = model_dir / FROZEN_REPORT
+  if (model_dir / FROZEN_DIR).exists():
+    asked = initial.record()
+    kept = json.loads(record.read_text()) if record.exists() else {}
+    if kept.get("initial_checkpoint") != asked:
+      raise ValueError(
+        f"{model_dir / FROZEN_DIR} holds frozen networks that are not those of "
+        f"{asked}: take another MODEL_DIR, or remove that folder."
+      )
+    return FROZEN_DIR
+  tree, report = initial.take(shapes)
+  if report["fresh"]:
+    raise assignment.AssignmentError(
+      "Frozen networks never learn, so none can start fresh, but these would: "
+      + ", ".join(report["fresh"][:8])
+    )
+  logging.info(assignment.describe(report))
+  if jax.process_index() == 0:
+    assignment.write_report(model_dir, report, FROZEN_REPORT)
+  checkpoints.save_tree(model_dir / FROZEN_DIR, tree)
+  return FROZEN_DIR
 
 
 def _abstract(model: contract.Model) -> dict[str, PyTree]:
@@ -135,6 +215,34 @@ def place(
   if frozen is None:
     return placed, None
   return placed, {"frozen": put(frozen["frozen"], "frozen")}
+
+
+def restore(
+  model: contract.Model,
+  model_dir: str | os.PathLike[str],
+  step: int | None = None,
+  use_ema: bool = True,
+) -> tuple[PyTree, PyTree, int]:
+  """(params, frozen or None, step) of a run, on one device.
+
+  Args:
+    model: whose parameters they must be.
+    model_dir: the run's folder.
+    step: None is the last committed one.
+    use_ema: the averaged parameters, where the run kept them.
+
+  Raises:
+    checkpoints.CheckpointError: no readable checkpoint of this model.
+  """
+  restored = checkpoints.restore_params(model_dir, step, ema=use_ema)
+  check_params(model, restored.params, os.fspath(model_dir))
+  frozen = restore_frozen(restored.extra, model_dir)
+  # Once, and not with every batch.
+  return (
+    jax.device_put(restored.params),
+    jax.device_put(frozen),
+    restored.step,
+  )
 
 
 def restore_frozen(
