@@ -32,6 +32,7 @@ OUTPUTS = [
   f"{name}='/tmp/x'"
   for name in ("MODEL_DIR", "EVAL_OUTPUT_DIR", "INFER_OUTPUT_DIR")
 ]
+TO_START_FROM = ["INITIAL_CHECKPOINT_PATH='/tmp/y'"]
 # Macros that a run leaves to the recipe or the command line.
 LEFT_OPEN = ("TRAIN_STEPS", "BATCH_SIZE")
 
@@ -41,6 +42,11 @@ def clean_gin(monkeypatch):
   monkeypatch.setattr(config, "_parsed", None)
   yield
   gin.clear_config()
+
+
+def outputs(name):
+  """What a recipe leaves to the command line."""
+  return OUTPUTS + (TO_START_FROM if "finetune" in name else [])
 
 
 def text(name):
@@ -168,8 +174,14 @@ def test_partitioning_is_lists_of_pairs(name):
 def test_lengths_are_those_of_the_features(name):
   program = alone(name)
   lengths = program.macro("TASK_FEATURE_LENGTHS")
-  feature_converters.check_lengths(lengths)
-  assert lengths["image"] == program.macro("IMAGE_SIZE")[0]
+  converter = program.macro("FEATURE_CONVERTER_CLS").target.split(".")[-1]
+  features = getattr(feature_converters, converter).FEATURES
+  feature_converters.check_lengths(lengths, features)
+  if name.endswith("_reading.gin"):
+    assert features is feature_converters.READING_FEATURES
+    assert lengths["patches"] == program.macro("MAX_PATCHES")
+  else:
+    assert lengths["image"] == program.macro("IMAGE_SIZE")[0]
   assert lengths["text_tokens"] == program.macro("MAX_TEXT_LENGTH")
   limit = program.macro("MAX_TEXT_LENGTH") - 1
   for caption in program.macro("SAMPLE_TEXTS"):
@@ -177,19 +189,27 @@ def test_lengths_are_those_of_the_features(name):
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("data/")])
-def test_tasks_are_registered_with_the_drawn_size(name, tmp_path):
+def test_tasks_are_registered_and_give_what_the_lengths_say(name, tmp_path):
   seqio = pytest.importorskip("seqio")
   pytest.importorskip("byt5_diffusion.tasks", reason="needs `pip install -e .`")
   program = alone(name)
   module = importlib.import_module(program.macro("MIXTURE_OR_TASK_MODULE"))
   task_name = program.macro("MIXTURE_OR_TASK_NAME")
-  if name == "data/image_caption_folder.gin":  # the folder is the user's
+  if name.startswith("data/image_caption_folder"):  # the folder is the user's
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a")
     task_name = task_name.replace(":pictures@", f":{tmp_path}@")
     task_name = module.register(task_name)
   task = seqio.get_mixture_or_task(task_name)
-  assert set(task.output_features) == set(program.macro("TASK_FEATURE_LENGTHS"))
+  lengths = program.macro("TASK_FEATURE_LENGTHS")
+  assert set(task.output_features) == set(lengths)
+  ds = task.get_dataset(lengths, split="train", shuffle=False)
+  if name.endswith("_reading.gin"):
+    width = 2 + 3 * program.macro("PATCH_SIZE") ** 2
+    assert ds.element_spec["patches"].shape == (None, width)
+  else:
+    size = program.macro("IMAGE_SIZE")
+    assert ds.element_spec["image"].shape == (*size, 3)
 
 
 def include_depth(name):
@@ -205,7 +225,7 @@ def test_an_experiment_is_includes_and_at_most_ten_overrides(name):
 
 def test_only_the_files_for_t5x_name_it():
   names_it = re.compile(r"^(from|import|include) .*t5x", re.MULTILINE)
-  assert T5X_FILES == [x for x in EVERY_FILE if names_it.search(text(x))]
+  assert [x for x in EVERY_FILE if names_it.search(text(x))] == T5X_FILES
   for name in T5X_FILES:
     assert set(header(name)) == {"Provides", "Requires", "Often overridden"}
 
@@ -217,7 +237,7 @@ def test_only_the_files_for_t5x_name_it():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_one_recipe_serves_every_program(name, run_mode):
   """Names, types, required and dead bindings are what `parse` checks."""
-  config.parse([name], OUTPUTS, run_mode=run_mode)
+  config.parse([name], outputs(name), run_mode=run_mode)
   assert gin.config_is_locked()
 
 
@@ -231,12 +251,14 @@ def test_a_recipe_asks_for_its_folders_only(name):
     with pytest.raises(config.ConfigError) as error:
       config.parse([name], run_mode=run_mode)
     found = re.findall(r": (\w+) is not set", str(error.value))
+    if run_mode == "train" and "finetune" in name:
+      macros = ["INITIAL_CHECKPOINT_PATH", *macros]
     assert sorted(found) == sorted(macros)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_builds_and_its_model_gin_builds_the_same(name, tmp_path):
-  config.parse([name], OUTPUTS, run_mode="train")
+  config.parse([name], outputs(name), run_mode="train")
   model = build()
   theirs = variables(model)
   leaves = jax.tree.leaves(theirs["params"])
@@ -256,7 +278,7 @@ def test_an_experiment_builds_and_its_model_gin_builds_the_same(name, tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_record_of_a_run_runs_again(name, tmp_path, monkeypatch):
-  program = config.parse([name], OUTPUTS, run_mode="train")
+  program = config.parse([name], outputs(name), run_mode="train")
   config.write_configs(tmp_path)
   monkeypatch.chdir(tmp_path)
   again = config.parse(["config.gin"], run_mode="eval")
