@@ -1,6 +1,8 @@
-"""The command `byt5-diffusion`: train, eval, prepare, generate."""
+"""The command `byt5-diffusion`: train, eval, prepare, generate, ocr."""
 
 import argparse
+import dataclasses
+import json
 import os
 import pathlib
 import sys
@@ -21,6 +23,7 @@ examples:
   byt5-diffusion eval experiments/tiny.gin --model_dir /tmp/tiny
   byt5-diffusion prepare experiments/tiny.gin --output_dir /tmp/words
   byt5-diffusion generate "hello" --model_dir /tmp/tiny --out hello.png
+  byt5-diffusion ocr hello.png --model_dir /tmp/tiny
 """
 _GIN_HELP = (
   "a gin file: of the working directory or of the package, e.g."
@@ -111,6 +114,34 @@ def _generate(flags: argparse.Namespace) -> None:
     print(f"Wrote {path}.")
 
 
+def _ocr(flags: argparse.Namespace) -> None:
+  if flags.gin_bindings:
+    raise ConfigError("ocr takes no --gin. flags: the model is finished.")
+  from byt5_diffusion import reading
+  from byt5_diffusion.data import images
+
+  # All pictures first: a bad one is said before a model is loaded.
+  pictures = [images.decode_image(path) for path in flags.images]
+  reader = reading.Reader.from_model_dir(
+    flags.model_dir,
+    step=flags.step,
+    use_ema=not flags.raw,
+    trust_config=flags.trust_config,
+    batch_size=min(len(pictures), flags.batch_size),
+  )
+  found = reader.read(
+    pictures, beam_size=flags.beam_size, progress=sys.stderr.isatty()
+  )
+  for path, one in zip(flags.images, found, strict=True):
+    if flags.json:
+      record = {"image": path, **dataclasses.asdict(one)}
+      print(json.dumps(record, ensure_ascii=False))
+    elif len(found) > 1:
+      print(f"{path}: {one.text}")
+    else:
+      print(one.text)
+
+
 def output_paths(out: str, count: int) -> list[pathlib.Path]:
   """x.png for one image; x-0.png, x-1.png, ... for several."""
   path = pathlib.Path(out)
@@ -180,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
   _add_eval(commands)
   _add_prepare(commands)
   _add_generate(commands)
+  _add_ocr(commands)
   return parser
 
 
@@ -191,7 +223,7 @@ def _add(
     help=help_text,
     description=help_text[0].upper() + help_text[1:] + ".",
     allow_abbrev=False,
-    epilog=_GIN_EPILOG if name != "generate" else None,
+    epilog=_GIN_EPILOG if name not in ("generate", "ocr") else None,
   )
   command.set_defaults(body=body)
   return command
@@ -261,12 +293,36 @@ def _add_generate(commands: Any) -> None:
   command.add_argument(
     "--num_steps", type=int, help="of the sampler; default: the model's"
   )
+  _add_weights(command)
+
+
+def _add_ocr(commands: Any) -> None:
+  command = _add(commands, "ocr", "read pictures", _ocr)
+  command.add_argument(
+    "images", nargs="+", metavar="IMAGE", help="a PNG, JPEG, WebP, ... file"
+  )
+  command.add_argument(
+    "--model_dir", required=True, help="the folder of a run that reads"
+  )
+  command.add_argument(
+    "--beam_size", type=int, help="1 is greedy; default: the model's"
+  )
+  command.add_argument(
+    "--json",
+    action="store_true",
+    help="one JSON object per picture, with confidences",
+  )
+  _add_weights(command)
+
+
+def _add_weights(command: Any) -> None:
+  """Which weights of a run, and how they are used."""
   command.add_argument("--step", type=int, help="default: the last checkpoint")
   command.add_argument(
     "--raw", action="store_true", help="weights as trained, not averaged"
   )
   command.add_argument(
-    "--batch_size", type=int, default=8, help="drawn together; default: 8"
+    "--batch_size", type=int, default=8, help="at a time; default: 8"
   )
   command.add_argument(
     "--trust_config",
@@ -280,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   arguments = sys.argv[1:] if arguments is None else list(arguments)
   bindings, rest = main_lib.gin_flags(arguments)
   parser = _parser()
-  known = ("train", "eval", "prepare", "generate")
+  known = ("train", "eval", "prepare", "generate", "ocr")
   if rest and not rest[0].startswith("-") and rest[0] not in known:
     parser.error(
       f"there is no command {rest[0]}."

@@ -37,6 +37,7 @@ PROGRAMS = {
   "train": "byt5_diffusion.trainer.train",
   "eval": "byt5_diffusion.evaluation.evaluate",
   "infer": "byt5_diffusion.inference.infer",
+  "read": "byt5_diffusion.reading.read_data",
 }
 
 # What `parse` parsed last; gin's own configuration is just as global.
@@ -81,7 +82,7 @@ def parse(
     gin_bindings: "NAME=VALUE" of the command line, which win over files. NAME
       is a macro or the end of a callable's name: "adamw.weight_decay".
     search_paths: folders tried after the working directory.
-    run_mode: "train", "eval" or "infer": all that this program needs must be
+    run_mode: one of PROGRAMS: all that this program needs must be
       set. None: nothing need be.
     roots: dotted names of the programs; a binding that none of them reads is
       an error.

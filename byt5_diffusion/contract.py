@@ -50,7 +50,7 @@ class Model(Protocol):
 
 
 @runtime_checkable
-class Draws(Protocol):
+class Draws(Model, Protocol):
   """A model that draws text."""
 
   max_text_length: int
@@ -69,7 +69,7 @@ class Draws(Protocol):
 
 
 @runtime_checkable
-class Reads(Protocol):
+class Reads(Model, Protocol):
   """A model that reads pictures."""
 
   max_text_length: int

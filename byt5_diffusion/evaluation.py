@@ -149,8 +149,11 @@ def make_validation(
 def make_sample_grid(
   model: Any, texts: Sequence[str], directory: pathlib.Path
 ) -> Callable[[PyTree, PyTree, int], np.ndarray] | None:
-  """draw(params, frozen, step) -> images [N, H, W, 3]; also writes a PNG."""
-  if not texts:
+  """draw(params, frozen, step) -> images [N, H, W, 3]; also writes a PNG.
+
+  None without texts, and for a model that does not draw.
+  """
+  if not texts or not isinstance(model, contract.Draws):
     return None
   draw = inference.make_sampler(model)
   tokens = jnp.asarray(text.encode_batch(texts, model.max_text_length))

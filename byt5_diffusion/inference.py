@@ -23,7 +23,6 @@ import tqdm
 from PIL import Image
 
 from byt5_diffusion import (
-  checkpoints,
   config,
   contract,
   telemetry,
@@ -142,15 +141,17 @@ class Generator:
     batch_size: int = 8,
   ) -> "Generator":
     """As from_model_dir, for a model that is built already."""
-    restored = checkpoints.restore_params(model_dir, step, ema=use_ema)
-    variables.check_params(model, restored.params, model_dir)
-    frozen = variables.restore_frozen(restored.extra, model_dir)
+    if not isinstance(model, contract.Draws):
+      raise ValueError(
+        f"{model_dir}: this model reads, but does not draw: `byt5-diffusion "
+        "ocr` reads a picture by it."
+      )
+    params, frozen, step = variables.restore(model, model_dir, step, use_ema)
     return cls(
       model=model,
-      # Once, and not with every batch.
-      params=jax.device_put(restored.params),
-      frozen=jax.device_put(frozen),
-      step=restored.step,
+      params=params,
+      frozen=frozen,
+      step=step,
       batch_size=batch_size,
     )
 

@@ -52,7 +52,6 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
   "byt5_diffusion.autoencoder": ("PixelCodec",),
   "byt5_diffusion.byt5": ("Byt5Config", "TextEncoder"),
   "byt5_diffusion.byt5_decoder": ("TextDecoder",),
-  "byt5_diffusion.byt5_decoder": ("TextDecoder",),
   "byt5_diffusion.diffusion": (
     "cosine_schedule",
     "flow_schedule",
