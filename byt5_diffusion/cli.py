@@ -10,8 +10,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gin
+
 import byt5_diffusion
-from byt5_diffusion import config, config_program
+from byt5_diffusion import config, config_program, hosts
 from byt5_diffusion import main as main_lib
 
 ConfigError = config.ConfigError
@@ -37,11 +39,14 @@ _GIN_EPILOG = (
 
 
 def _train(flags: argparse.Namespace) -> None:
-  main_lib.run(
-    "train",
-    [flags.recipe],
-    [_string("MODEL_DIR", flags.model_dir), *flags.gin_bindings],
-  )
+  files = [flags.recipe]
+  bindings = [_string("MODEL_DIR", flags.model_dir)]
+  if flags.initial_checkpoint:
+    files.append("runs/finetune.gin")
+    path = _string("INITIAL_CHECKPOINT_PATH", flags.initial_checkpoint)
+    bindings.append(path)
+  join = hosts.from_flags(flags)
+  main_lib.run("train", files, [*bindings, *flags.gin_bindings], join=join)
 
 
 def _eval(flags: argparse.Namespace) -> None:
@@ -74,6 +79,7 @@ def _prepare(flags: argparse.Namespace) -> None:
     mixture_or_task_name=values["MIXTURE_OR_TASK_NAME"],
     mixture_or_task_module=program.macro("MIXTURE_OR_TASK_MODULE"),
     task_feature_lengths=values["TASK_FEATURE_LENGTHS"],
+    feature_converter_cls=_feature_converter(program),
     output_dir=flags.output_dir,
     splits=flags.split or ["train", "validation"],
     num_examples=flags.num_examples,
@@ -81,6 +87,15 @@ def _prepare(flags: argparse.Namespace) -> None:
     seed=flags.seed,
   )
   print(f"Train from it with --gin.PREPARED_DIR='\"{flags.output_dir}\"'.")
+
+
+def _feature_converter(program: config_program.Program) -> Any:
+  """The class that %FEATURE_CONVERTER_CLS names; without it, the usual one."""
+  from byt5_diffusion import feature_converters
+
+  if program.macro("FEATURE_CONVERTER_CLS") is None:
+    return feature_converters.TextToImageFeatureConverter
+  return gin.get_bindings("FEATURE_CONVERTER_CLS/gin.macro")["value"]
 
 
 def _generate(flags: argparse.Namespace) -> None:
@@ -235,6 +250,12 @@ def _add_train(commands: Any) -> None:
   command.add_argument(
     "--model_dir", required=True, help="checkpoints, logs and samples"
   )
+  command.add_argument(
+    "--initial_checkpoint",
+    help="a run's folder or a T5X checkpoint that a new run starts from; what"
+    " is taken of it: --gin.ASSIGNMENT_RULES",
+  )
+  hosts.add_flags(command)
 
 
 def _add_eval(commands: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import byt5_diffusion
-from byt5_diffusion import cli, config, inference
+from byt5_diffusion import cli, config, feature_converters, inference
 from byt5_diffusion import main as main_lib
 
 TOY = """
@@ -204,7 +204,26 @@ def test_train_and_eval_need_no_quotes(toy, capsys):
   assert "evaluating run run/eval" in capsys.readouterr().out
 
 
-def test_prepare_takes_task_and_lengths_from_the_recipe(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("recipe", "task", "lengths", "features"),
+  [
+    (
+      "experiments/tiny.gin",
+      "typography_words_tiny",
+      {"image": 16},
+      feature_converters.FEATURES,
+    ),
+    (
+      "experiments/tiny_ocr.gin",
+      "typography_words_tiny_reading",
+      {"patches": 40},
+      feature_converters.READING_FEATURES,
+    ),
+  ],
+)
+def test_prepare_takes_task_and_lengths_from_the_recipe(
+  recipe, task, lengths, features, tmp_path, monkeypatch
+):
   called = {}
   module = types.ModuleType("byt5_diffusion.preparation")
   module.prepare = lambda **keywords: called.update(keywords)
@@ -213,7 +232,7 @@ def test_prepare_takes_task_and_lengths_from_the_recipe(tmp_path, monkeypatch):
   assert not cli.main(
     [
       "prepare",
-      "experiments/tiny.gin",
+      recipe,
       "--output_dir",
       str(tmp_path / "d"),
       "--num_examples=64",
@@ -223,10 +242,11 @@ def test_prepare_takes_task_and_lengths_from_the_recipe(tmp_path, monkeypatch):
     ]
   )
   gin.clear_config()
+  assert features == called.pop("feature_converter_cls").FEATURES
   assert called == {
-    "mixture_or_task_name": "typography_words_tiny",
+    "mixture_or_task_name": task,
     "mixture_or_task_module": "byt5_diffusion.tasks.typography",
-    "task_feature_lengths": {"image": 16, "text_tokens": 20, "example_id": 2},
+    "task_feature_lengths": {**lengths, "text_tokens": 20, "example_id": 2},
     "output_dir": str(tmp_path / "d"),
     "splits": ["train"],
     "num_examples": 64,
