@@ -433,6 +433,24 @@ def test_pictures_of_any_size_are_read(tmp_path):
   assert len(shapes) > 3
 
 
+def test_a_text_to_read_is_not_cut(tmp_path):
+  """A caption may lose its end, what stands in the picture may not."""
+  (tmp_path / "a.png").write_bytes(_png())
+  (tmp_path / "a.txt").write_text("ab cd")
+  source = folder.FolderSource(tmp_path, validation_share=0.0)
+
+  def read(picture, max_length):
+    example = source.read("train", 0, picture=picture, max_length=max_length)
+    return text.decode(example["text_tokens"])
+
+  frame = pictures.Frame(height=8, width=12)
+  grid = pictures.PatchGrid(patch_size=4, max_patches=6)
+  assert read(frame, 6) == read(grid, 6) == "ab cd"
+  assert read(frame, 5) == "ab c"
+  with pytest.raises(images.BadImage, match=r"a\.png: text longer than 4 byt"):
+    read(grid, 5)
+
+
 def test_names_of_folders_to_read(tmp_path):
   pytest.importorskip("seqio")
   _fill(tmp_path, 4)

@@ -209,12 +209,18 @@ class FolderSource:
       split: "train" or "validation".
       index: place in `pairs[split]`.
       picture: what becomes of a picture: an image, or patches.
-      max_length: most caption ids, the end of sequence included.
+      max_length: most caption ids, the end of sequence included. A longer
+        caption is cut for an image, and is of no use with patches.
 
     Raises:
       images.BadImage: the file cannot be used.
     """
     pair = self.pairs[split][index]
+    too_long = len(pair.caption.encode("utf-8")) + 1 > max_length
+    if too_long and picture.whole_caption:
+      raise images.BadImage(
+        pair.file, f"text longer than {max_length - 1} bytes (MAX_TEXT_LENGTH)"
+      )
     path = self.folder / pair.file
     if reason := self._unusable(path):  # Replaced since the listing.
       raise images.BadImage(pair.file, reason)

@@ -22,10 +22,13 @@ class Picture(Protocol):
     name: of the feature.
     features: all the task's features, this one among them.
     shape: of the feature; None where it varies.
+    whole_caption: whether the caption is the picture's text, so that no part of
+      it may be cut off.
   """
 
   name: ClassVar[str]
   features: ClassVar[tuple[feature_converters.Feature, ...]]
+  whole_caption: ClassVar[bool]
 
   @property
   def shape(self) -> tuple[int | None, ...]: ...
@@ -50,6 +53,7 @@ class Frame:
   features: ClassVar[tuple[feature_converters.Feature, ...]] = (
     feature_converters.FEATURES
   )
+  whole_caption: ClassVar[bool] = False
   height: int
   width: int
   fit: str = "pad"
@@ -90,6 +94,7 @@ class PatchGrid:
   features: ClassVar[tuple[feature_converters.Feature, ...]] = (
     feature_converters.READING_FEATURES
   )
+  whole_caption: ClassVar[bool] = True
   patch_size: int
   max_patches: int
 
