@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import gin
 
-from byt5_diffusion import config, config_program, config_text
+from byt5_diffusion import config, config_program, config_text, hosts
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -45,14 +45,24 @@ def run(
   search_paths: Sequence[str] = (),
   *,
   dry_run: bool = False,
+  join: Callable[[], None] | None = None,
 ) -> None:
-  """Parses and checks, then calls the program of run_mode."""
+  """Parses and checks, then calls the program of run_mode.
+
+  Args:
+    run_mode: of config.PROGRAMS.
+    gin_files, gin_bindings, search_paths: see config.parse.
+    dry_run: print the configuration and run nothing.
+    join: brings the hosts together (hosts.from_flags), once all is checked.
+  """
   program = config.parse(
     gin_files, gin_bindings, search_paths, run_mode=run_mode
   )
   if dry_run:
     print(config_text.to_text(program), end="")
     return
+  if join is not None:
+    join()
   module, _, function = config.PROGRAMS[run_mode].rpartition(".")
   body = getattr(importlib.import_module(module), function)
   gin.get_configurable(body)()
@@ -191,15 +201,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action="store_true",
     help="check everything, print the whole configuration, run nothing",
   )
+  hosts.add_flags(parser)
   flags = parser.parse_args(rest)
   set_up_logging()
-  return guarded(
-    run,
+  return guarded(_run, flags, bindings)
+
+
+def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
+  run(
     flags.run_mode,
     flags.gin_file,
     [*flags.gin_bindings, *bindings],
     [path for path in flags.gin_search_paths.split(",") if path],
     dry_run=flags.dry_run,
+    join=hosts.from_flags(flags),
   )
 
 

@@ -19,7 +19,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from byt5_diffusion import checkpoints, config
+from byt5_diffusion import checkpoints, config, stored_trees
 from byt5_diffusion import main as main_lib
 from byt5_diffusion.data import fonts
 
@@ -248,6 +248,27 @@ def test_the_same_command_with_more_steps_goes_on(work: pathlib.Path) -> None:
   assert len(losses(work / "resumed")) == 2
 
 
+def test_a_recipe_starts_from_another_run(
+  work: pathlib.Path, trained: pathlib.Path, prepared: pathlib.Path
+) -> None:
+  """By the user's command; assignment_test.py looks at the bits."""
+  command = ["train", "experiments/tiny_finetune.gin", "--model_dir", "tuned"]
+  done = run(
+    work,
+    *cli_without(TENSORFLOW, *command, "--initial_checkpoint", str(trained)),
+    *flags(PREPARED_DIR=str(prepared), LEARNING_RATE=3e-3),
+    r"--gin.ASSIGNMENT_RULES=[('.*/relpos_bias/.*', None), ('(.*)', '\\1')]",
+  )
+  assert f"averaged weights of {trained}/checkpoint_2" in done.stderr
+  assert "1 start fresh: text_encoder/encoder 1" in done.stderr
+  assert checkpoints.committed_steps(work / "tuned") == [2]
+  report = json.loads((work / "tuned/initial_checkpoint.json").read_text())
+  expected = stored_trees.flatten_names(
+    checkpoints.restore_params(trained).params
+  )
+  assert {*report["taken"], *report["fresh"]} == set(expected)
+
+
 # --- Pictures of one's own ----------------------------------------------------
 
 
@@ -310,13 +331,18 @@ def clean_gin() -> Iterator[None]:
 @pytest.mark.usefixtures("clean_gin")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_takes_a_step(
-  recipe: str, work: pathlib.Path, tmp_path: pathlib.Path
+  recipe: str,
+  work: pathlib.Path,
+  trained: pathlib.Path,
+  tmp_path: pathlib.Path,
 ) -> None:
   """Its own data, schedule, optimizer and dtype; the sizes of a test."""
   values: dict[str, Any] = {"MODEL_DIR": str(tmp_path / "run")}
   values |= {"TRAIN_STEPS": 1, "BATCH_SIZE": 2, "NUM_STREAMS": 1}
   if "pictures" in recipe:
     values["MIXTURE_OR_TASK_NAME"] = pictures(tmp_path / "photos", 12)
+  if "finetune" in recipe:
+    values["INITIAL_CHECKPOINT_PATH"] = str(trained)
   bindings = [flag.removeprefix("--gin.") for flag in flags(**values)]
   main_lib.run("train", [recipe], bindings)
   assert checkpoints.committed_steps(tmp_path / "run") == [1]

@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   "machinery": (
     "checkpoints host_memory metric_writers model_gin optimizer_def optimizers"
     " costs partitioning stop_signals stored_trees telemetry train_state config"
-    " assignment t5x_checkpoints"
+    " assignment hosts t5x_checkpoints"
     " config_checks config_program config_source config_text config_types",
     "package maths",
   ),
