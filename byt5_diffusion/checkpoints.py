@@ -1,9 +1,9 @@
 """Checkpoints of a run: MODEL_DIR/checkpoint_<step>/ (T5X's name for it).
 
-Each holds the train state, one position of the data pipeline per host and the
-caller's JSON (stored_trees.py says how). A step is written beside its final
-name, in the background, and renamed when complete: what has the final name can
-be restored, whenever the writer was killed.
+Each holds the train state, every host's position in the data (host_places.py)
+and the caller's JSON (stored_trees.py says how). A step is written beside its
+final name, in the background, and renamed when complete: what has the final
+name can be restored, whenever the writer was killed.
 """
 
 import concurrent.futures
@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from byt5_diffusion import stored_trees
+from byt5_diffusion import host_places, stored_trees
 
 PyTree = Any
 
@@ -84,11 +84,7 @@ def _step_dir(model_dir: epath.Path, step: int | None) -> epath.Path:
 
 def read_data_states(path: str | os.PathLike[str]) -> list[bytes]:
   """The data pipeline's position on each host that wrote the checkpoint."""
-  item = stored_trees.absolute(path) / "data"
-  arrays = stored_trees.read(
-    item, {k: np.empty(v.shape) for k, v in stored_trees.stored(item).items()}
-  )
-  return [arrays[f"host_{i}"].tobytes()[1:] for i in range(len(arrays))]
+  return host_places.read(stored_trees.absolute(path) / "data")
 
 
 class Restored(NamedTuple):
@@ -167,19 +163,6 @@ def open_source(
 # --- Writing a run. ---
 
 
-def _gather(data_state: bytes) -> dict[str, np.ndarray]:
-  """Every host's bytes, on every host; uint8 arrays."""
-  # One byte in front, because orbax stores no empty array.
-  own = np.frombuffer(b"\0" + data_state, np.uint8)
-  if jax.process_count() == 1:
-    return {"host_0": own}
-  sizes = multihost_utils.process_allgather(np.asarray([own.size]))[:, 0]
-  padded = np.zeros([int(sizes.max())], np.uint8)
-  padded[: own.size] = own
-  rows = multihost_utils.process_allgather(padded)
-  return {f"host_{i}": rows[i, :size] for i, size in enumerate(sizes)}
-
-
 def _unused(path: str) -> epath.Path:
   numbered = (f"{path}-{i}" for i in itertools.count(2))
   names = map(epath.Path, itertools.chain([path], numbered))
@@ -222,6 +205,7 @@ class Checkpointer:
     *,
     period: int = 1000,
     keep: int | None = 3,
+    merge: Callable[[Sequence[bytes]], bytes] | None = None,
   ):
     """Opens model_dir, which may be relative and need not exist.
 
@@ -229,6 +213,8 @@ class Checkpointer:
       model_dir: directory of the run.
       period: should_save is true at multiples of this many steps.
       keep: how many of the latest checkpoints stay; None = all.
+      merge: puts the places of all hosts together, for a run that goes on with
+        another number of them (data.state.merge); None = that is refused.
 
     Raises:
       CheckpointError: model_dir is a file or another program's.
@@ -238,6 +224,7 @@ class Checkpointer:
     self.model_dir = stored_trees.absolute(model_dir)
     self.period = period
     self.keep = keep
+    self._merge = merge
     self._saving: int | None = None
     self._deleter = concurrent.futures.ThreadPoolExecutor(1)
     try:
@@ -329,7 +316,9 @@ class Checkpointer:
         step,
         args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(stored_trees.nest(flat)),
-          data=ocp.args.PyTreeSave(_gather(data_state)),
+          data=ocp.args.PyTreeSave(
+            host_places.pack(host_places.gather(data_state))
+          ),
           extra=ocp.args.JsonSave(stored_trees.wrap_extra(extra or {})),
         ),
         force=True,
@@ -383,13 +372,18 @@ class Checkpointer:
     path = _step_dir(self.model_dir, step)
     extra = stored_trees.check(path)
     state = stored_trees.restore_tree(path / "state", state_shapes)
-    data_states = read_data_states(path)
-    if len(data_states) != jax.process_count():
-      raise CheckpointError(
-        f"{path} was written by {len(data_states)} hosts and this run has"
-        f" {jax.process_count()}: its data position can't be restored."
-      )
-    return state, data_states[jax.process_index()], extra
+    return state, self._own_place(path), extra
+
+  def _own_place(self, path: epath.Path) -> bytes:
+    states = read_data_states(path)
+    if len(states) == jax.process_count():
+      return states[jax.process_index()]
+    if self._merge is not None:
+      return self._merge(states)
+    raise CheckpointError(
+      f"{path} was written by {len(states)} hosts and this run has"
+      f" {jax.process_count()}: its data position can't be restored."
+    )
 
   def close(self) -> None:
     """Waits, then releases threads; raises if the last save failed."""

@@ -18,10 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+import byt5_diffusion
+
 PyTree = Any
 
 FORMAT = "byt5_diffusion"
-FORMAT_VERSION = 1
+# 2: says which version of the package wrote it; places in host_places.py's way.
+FORMAT_VERSION = 2
 ITEMS = frozenset({"state", "data", "extra"})
 MAX_METADATA_BYTES = 64 * 2**20
 _COMMIT_FILE = "_CHECKPOINT_METADATA"
@@ -165,20 +168,50 @@ def check_sizes(path: epath.Path) -> None:
       raise CheckpointError(f"{entry} is too large for metadata; refused.")
 
 
-def check(path: epath.Path) -> dict[str, Any]:
-  """The caller's extra of the checkpoint at path, once it is found sound."""
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+  return content | {"format_version": 2, "package_version": None}
+
+
+# What brings a record of version i to i + 1. Files stay as they were written.
+_MIGRATIONS = {1: _from_version_1}
+
+
+def read_record(path: epath.Path) -> dict[str, Any]:
+  """What a directory says of itself, in today's form.
+
+  Returns:
+    format_version (as written), package_version (None where it was not yet
+    recorded) and extra.
+
+  Raises:
+    CheckpointError: another program's, or of a later version.
+  """
   content = _read_json(path / "extra" / "metadata")
   if not isinstance(content, dict) or content.get("format") != FORMAT:
     raise CheckpointError(f"{path} was written by another program.")
   version = content.get("format_version")
   if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+    writer = content.get("package_version")
+    by = f", written by {FORMAT} {writer[:40]}" if type(writer) is str else ""
     raise CheckpointError(
-      f"{path} has format_version {version}; this program reads up to"
-      f" {FORMAT_VERSION}. Upgrade byt5_diffusion."
+      f"{path} has format_version {str(version)[:40]}{by}; this program reads"
+      f" up to {FORMAT_VERSION}. Upgrade byt5_diffusion."
     )
-  check_sizes(path)
+  for step in range(version, FORMAT_VERSION):
+    content = _MIGRATIONS[step](content)
   extra = content.get("extra")
-  return extra if isinstance(extra, dict) else {}
+  return {
+    "format_version": version,
+    "package_version": content.get("package_version"),
+    "extra": extra if isinstance(extra, dict) else {},
+  }
+
+
+def check(path: epath.Path) -> dict[str, Any]:
+  """The caller's extra of the checkpoint at path, once it is found sound."""
+  record = read_record(path)
+  check_sizes(path)
+  return record["extra"]
 
 
 # --- Reading. ---
@@ -359,9 +392,10 @@ def load_tree(
 
 
 def wrap_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
-  """The caller's extra with the format's name and version."""
+  """The caller's extra with the format's name and the writer's version."""
   return {
     "format": FORMAT,
     "format_version": FORMAT_VERSION,
+    "package_version": byt5_diffusion.__version__,
     "extra": dict(extra),
   }

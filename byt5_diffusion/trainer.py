@@ -32,6 +32,7 @@ from byt5_diffusion import (
   variables,
 )
 from byt5_diffusion import partitioning as partitioning_lib
+from byt5_diffusion.data import state as state_lib
 
 Array = jax.Array
 PyTree = Any
@@ -187,7 +188,10 @@ def train(
     host_memory.keep_freed_memory()
   directory = pathlib.Path(model_dir).absolute()
   checkpointer = checkpoints.Checkpointer(
-    directory, period=checkpoint_period, keep=checkpoints_to_keep
+    directory,
+    period=checkpoint_period,
+    keep=checkpoints_to_keep,
+    merge=state_lib.merge,
   )
   directory.mkdir(parents=True, exist_ok=True)
 

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +19,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from byt5_diffusion import checkpoints, optimizers, stored_trees, train_state
+import byt5_diffusion
+from byt5_diffusion import (
+  checkpoints,
+  host_places,
+  optimizers,
+  stored_trees,
+  train_state,
+)
+from byt5_diffusion.data import state as place_lib
 
 FREEZE = [("encoder/.*", True), (".*", False)]
 
@@ -111,7 +120,7 @@ def test_layout_is_the_one_described(run_dir):
     "checkpoint_20",
   ]
   extra = json.loads((run_dir / "checkpoint_20/extra/metadata").read_text())
-  assert extra["format"] == "byt5_diffusion" and extra["format_version"] == 1
+  assert extra["format"] == "byt5_diffusion" and extra["format_version"] == 2
 
 
 def test_only_the_last_n_are_kept(tmp_path):
@@ -174,6 +183,150 @@ def test_another_count_of_hosts_is_refused(run_dir, monkeypatch):
   with pytest.raises(checkpoints.CheckpointError, match=r"2 hosts .* has 1"):
     reader.restore(20, shapes_of(make_state()))
   reader.close()
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+def test_another_count_of_hosts_goes_on_with_all_their_places(
+  tmp_path, monkeypatch, before
+):
+  """Streams of the data are shared out anew (data/state.py)."""
+  identity = {"task": "x"}
+  hosts = [
+    place_lib.pack_place(
+      identity,
+      place_lib.Place(9, {v: (7, b"snapshot %d" % v) for v in streams}),
+    )
+    for streams in np.arange(4).reshape(before, -1).tolist()
+  ]
+  monkeypatch.setattr(host_places, "gather", lambda own: hosts)
+  save(tmp_path, 1)
+  reader = checkpoints.Checkpointer(tmp_path, merge=place_lib.merge)
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  _, packed, _ = reader.restore(1, shapes_of(make_state()))
+  place = place_lib.unpack_place(packed, identity)
+  assert place.num_batches == 9
+  assert place.streams == {v: (7, b"snapshot %d" % v) for v in range(4)}
+  monkeypatch.undo()
+  reader.close()
+
+
+def test_equal_places_are_kept_once():
+  states = [b"a" * 1000, b"", b"a" * 1000, b"b"]
+  [array] = host_places.pack(states).values()
+  assert array.nbytes < 1100
+  assert host_places._unpack(array.tobytes()) == states
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"\0" * 8,
+    b"\xff" * 20,
+    struct.pack("<Q", 2) + b"{}",
+    struct.pack("<Q", 31) + b'{"sizes": [9], "processes":[0]}',
+    struct.pack("<Q", 31) + b'{"sizes": [1], "processes":[3]}x',
+    struct.pack("<Q", 32) + b'{"sizes": [1], "processes":[-1]}x',
+    struct.pack("<Q", 31) + b'{"sizes": "a", "processes":[0]}x',
+  ],
+)
+def test_damaged_places_give_one_clear_error(tmp_path, monkeypatch, content):
+  array = np.frombuffer(content or b"x", np.uint8)
+  monkeypatch.setattr(host_places, "pack", lambda _: {"places": array})
+  save(tmp_path, 1)
+  with pytest.raises(checkpoints.CheckpointError, match="data is damaged"):
+    checkpoints.read_data_states(tmp_path / "checkpoint_1")
+
+
+# --- Earlier versions of the format. ---
+
+
+def write_version_1(model_dir, step, state, data_states, extra):
+  """A checkpoint as version 1 wrote it."""
+  items = {"state": "PyTree", "data": "PyTree", "extra": "Json"}
+  flat = stored_trees.flatten_names(state)
+  tree = {name: stored_trees.storable(leaf) for name, leaf in flat.items()}
+  hosts = {
+    f"host_{i}": np.frombuffer(b"\0" + position, np.uint8)
+    for i, position in enumerate(data_states)
+  }
+  record = {"format": "byt5_diffusion", "format_version": 1, "extra": extra}
+  with ocp.CheckpointManager(
+    model_dir,
+    options=ocp.CheckpointManagerOptions(
+      step_prefix="checkpoint", save_root_metadata=False
+    ),
+    item_names=tuple(items),
+    item_handlers={
+      name: getattr(ocp, f"{kind}CheckpointHandler")()
+      for name, kind in items.items()
+    },
+  ) as manager:
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(stored_trees.nest(tree)),
+        data=ocp.args.PyTreeSave(hosts),
+        extra=ocp.args.JsonSave(record),
+      ),
+    )
+
+
+def contents(folder):
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file()
+  }
+
+
+def test_version_1_is_read_and_left_as_it_is(tmp_path):
+  state = make_state(4)
+  write_version_1(tmp_path, 4, state, [b"position"], {"seed": 4})
+  before = contents(tmp_path / "checkpoint_4")
+  reader = checkpoints.Checkpointer(tmp_path, keep=None)
+  restored, data_state, extra = reader.restore(None, shapes_of(state))
+  assert bits(restored) == bits(state)
+  assert data_state == b"position" and extra == {"seed": 4}
+  assert checkpoints.restore_params(tmp_path).extra == {"seed": 4}
+  assert "params" not in checkpoints.open_source(tmp_path).what
+  # The run goes on beside it, in today's version.
+  reader.save(5, make_state(5), b"further", {"seed": 5})
+  reader.close()
+  assert contents(tmp_path / "checkpoint_4") == before
+  versions = [
+    stored_trees.read_record(
+      stored_trees.absolute(tmp_path) / f"checkpoint_{i}"
+    )
+    for i in (4, 5)
+  ]
+  assert [x["format_version"] for x in versions] == [1, 2]
+  assert [x["package_version"] for x in versions] == [
+    None,
+    byt5_diffusion.__version__,
+  ]
+
+
+def test_version_1_of_several_hosts_is_merged_too(tmp_path):
+  hosts = [
+    place_lib.pack_place({}, place_lib.Place(3, {v: (3, b"")})) for v in (0, 1)
+  ]
+  write_version_1(tmp_path, 1, make_state(), hosts, {})
+  assert checkpoints.read_data_states(tmp_path / "checkpoint_1") == hosts
+  reader = checkpoints.Checkpointer(tmp_path, merge=place_lib.merge)
+  _, packed, _ = reader.restore(1, shapes_of(make_state()))
+  assert set(place_lib.unpack_place(packed, {}).streams) == {0, 1}
+  reader.close()
+
+
+def test_trees_of_version_1_load(tmp_path):
+  tree = {"a": {"w": np.float32([1, 2])}}
+  sha256 = checkpoints.save_tree(tmp_path / "t", tree)
+  path = tmp_path / "t/extra/metadata"
+  record = json.loads(path.read_text())
+  del record["package_version"]
+  path.write_text(json.dumps(record | {"format_version": 1}))
+  assert bits(checkpoints.load_tree(tmp_path / "t", sha256)) == bits(tree)
 
 
 # --- Inference and frozen networks. ---
@@ -351,8 +504,9 @@ def edit_extra(run_dir, **changes):
 
 
 def test_a_newer_format_is_refused(run_dir):
-  edit_extra(run_dir, format_version=2)
-  with pytest.raises(checkpoints.CheckpointError, match=r"version 2;.*Upgrade"):
+  edit_extra(run_dir, format_version=3, package_version="9.9")
+  says = r"version 3, written by byt5_diffusion 9.9; .*up to 2. Upgrade"
+  with pytest.raises(checkpoints.CheckpointError, match=says):
     checkpoints.restore_params(run_dir)
   assert checkpoints.restore_params(run_dir, 10).step == 10
 

@@ -298,7 +298,15 @@ def test_two_hosts_train_as_one(tmp_path: pathlib.Path) -> None:
     jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True
   ):
     np.testing.assert_allclose(a, b, atol=1e-6)
+  # And any other number of hosts may go on.
   assert len(checkpoints.read_data_states(tmp_path / "two/checkpoint_2")) == 2
+  one = least.train(tmp_path / "one", total_steps=4)
+  two = least.train(tmp_path / "two", total_steps=4)
+  for a, b in zip(
+    jax.tree.leaves(two.params), jax.tree.leaves(one.params), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  assert len(checkpoints.read_data_states(tmp_path / "two/checkpoint_4")) == 1
 
 
 @pytest.mark.slow

@@ -31,8 +31,9 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Knows no model.
   "machinery": (
     "checkpoints host_memory metric_writers model_gin optimizer_def optimizers"
-    " costs partitioning stop_signals stored_trees telemetry train_state config"
-    " assignment hosts t5x_checkpoints"
+    " costs output_files partitioning recipes stop_signals stored_trees telemetry"
+    " train_state config"
+    " assignment host_places hosts t5x_checkpoints"
     " config_checks config_program config_source config_text config_types",
     "package maths",
   ),
@@ -43,13 +44,14 @@ LAYERS: dict[str, tuple[str, str]] = {
     "maths networks samplers guidance",
   ),
   "programs": (
-    "evaluation inference preparation reading report t5x_hooks trainer variables",
+    "inspection inspection_picture planning trial validation validation_report"
+    " evaluation inference preparation reading report t5x_hooks trainer variables",
     "package maths samplers guidance data machinery scores models",
   ),
   # gin names these; nobody imports them.
   "tasks": ("tasks.*", "data"),
   "commands": (
-    "cli demo main",
+    "cli demo main recipe_commands recipe_commands",
     "package machinery programs data models scores",
   ),
   "tools": (

@@ -19,6 +19,7 @@ from byt5_diffusion import (
   stored_trees,
   trainer,
 )
+from byt5_diffusion.data import state
 
 BATCH = 8
 SHAPES = {
@@ -91,7 +92,10 @@ class Model:
 
 
 class Batches:
-  """This host's rows of batches 0, 1, ...: data.pipeline.Batches in small."""
+  """This host's rows of batches 0, 1, ...: data.pipeline.Batches in small.
+
+  Two streams, whose snapshots are their numbers.
+  """
 
   num_examples = None
 
@@ -101,6 +105,9 @@ class Batches:
     rows = batch_size // host_count
     self._rows = slice(host_index * rows, (host_index + 1) * rows)
     self._shape = (batch_size, 3)
+    self._identity = {"batch_size": batch_size}
+    per_host = max(2 // host_count, 1)
+    self._streams = range(host_index * per_host, (host_index + 1) * per_host)
     self._next = 0
 
   def __iter__(self) -> "Batches":
@@ -113,10 +120,14 @@ class Batches:
     return {"numbers": numbers[self._rows]}
 
   def get_state(self) -> bytes:
-    return str(self._next).encode()
+    streams = {v: (self._next, b"%d" % v) for v in self._streams}
+    return state.pack_place(self._identity, state.Place(self._next, streams))
 
   def set_state(self, saved: bytes) -> None:
-    self._next = int(saved)
+    place = state.unpack_place(saved, self._identity)
+    for stream in self._streams:
+      assert place.streams[stream] == (place.num_batches, b"%d" % stream)
+    self._next = place.num_batches
 
 
 def train(model_dir: Any, **overrides: Any) -> Any:
