@@ -36,6 +36,8 @@ PyTree = Any
 
 # Where the parameters lie that only reading has.
 READER = "reader"
+# ByT5's "unknown", which stands for no byte: an input that is not told.
+HIDDEN_ID = utf8.UNK_ID
 
 
 class Features(Protocol):
@@ -213,6 +215,9 @@ class OcrModel:
     decoder: byt5_decoder.TextDecoder.
     max_text_length: bytes of a text, end of sequence included.
     loss_normalizing_factor: GLOBAL number of examples per optimizer step.
+    byte_dropout_rate: share of the decoder's input bytes that training hides
+      (word dropout, Bowman et al. 2016), so that it looks at the picture
+      instead of guessing from the bytes before.
     beam_size: texts kept while reading; 1 is greedy.
     length_penalty: see decoding.beam_search.
     optimizer_def, feature_converter_cls, input_vocabulary, output_vocabulary:
@@ -223,6 +228,7 @@ class OcrModel:
   decoder: byt5_decoder.TextDecoder
   max_text_length: int
   loss_normalizing_factor: float
+  byte_dropout_rate: float = 0.0
   beam_size: int = 1
   length_penalty: float = 0.0
   optimizer_def: Any = None
@@ -236,6 +242,8 @@ class OcrModel:
         f"loss_normalizing_factor (BATCH_SIZE) = {self.loss_normalizing_factor}"
         " must be positive."
       )
+    if not 0 <= self.byte_dropout_rate < 1:
+      raise ValueError(f"{self.byte_dropout_rate=} is not in [0, 1).")
     if self.beam_size < 1:
       raise ValueError(f"{self.beam_size=} must be positive.")
     if self.max_text_length < 1:
@@ -335,17 +343,24 @@ class OcrModel:
     batch: Batch,
     flax_mutables: PyTree | None = None,
     *,
+    hidden: Array | None = None,
     enable_dropout: bool = False,
     dropout_rng: Array | None = None,
   ) -> Array:
-    """Logits [B, L, V] of each byte of text_tokens, given those before it."""
+    """Logits [B, L, V] of each byte of text_tokens, given those before it.
+
+    Where `hidden` [B, L] is True, the decoder is not told its input byte.
+    """
+    inputs = decoder_input_tokens(batch["text_tokens"])
+    if hidden is not None:
+      inputs = jnp.where(hidden, HIDDEN_ID, inputs)
     dropout: dict[str, Any] = {"enable_dropout": enable_dropout}
     encoded, mask = self.features(
       params, batch, flax_mutables, dropout_rng=dropout_rng, **dropout
     )
     logits: Any = self.decoder.apply(
       {"params": params[READER]["decoder"]},
-      decoder_input_tokens(batch["text_tokens"]),
+      inputs,
       encoded,
       mask,
       rngs=contract.dropout_rngs(enable_dropout, dropout_rng),
@@ -366,9 +381,17 @@ class OcrModel:
     """
     dropout: dict[str, Any] = {}
     if dropout_rng is not None:
-      # Dropout masks are drawn for a whole part: another one for each part.
-      rngs = contract.per_example_rngs(dropout_rng, batch["example_id"][:1])
-      dropout = {"enable_dropout": True, "dropout_rng": rngs[0]}
+      rngs = contract.per_example_rngs(dropout_rng, batch["example_id"])
+      dropout = {
+        "hidden": jax.vmap(
+          lambda key: jax.random.bernoulli(
+            key, self.byte_dropout_rate, (self.max_text_length,)
+          )
+        )(rngs),
+        "enable_dropout": True,
+        # Masks are drawn for a whole part: another one for each part.
+        "dropout_rng": jax.random.fold_in(rngs[0], 1),
+      }
     logits = self.logits(params, batch, flax_mutables, **dropout)
     loss, metrics = self._score(logits, batch["text_tokens"])
     if flax_mutables is None:
