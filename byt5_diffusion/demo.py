@@ -1,8 +1,9 @@
 """The whole road on one machine: `make demo`.
 
 Renders words, trains gin/experiments/tiny.gin from nothing, is killed on the
-way and goes on, draws strings that training never saw, reads them back and
-writes one report.html. Every figure in it is measured in the run.
+way and goes on, trains a reader (gin/experiments/tiny_ocr.gin), draws strings
+that training never saw, reads them back and writes one report.html. Every
+figure in it is measured in the run.
 """
 
 import argparse
@@ -22,11 +23,19 @@ import jax
 import numpy as np
 import tqdm
 
-from byt5_diffusion import checkpoints, config, inference, report, spelling
+from byt5_diffusion import (
+  checkpoints,
+  config,
+  inference,
+  reading,
+  report,
+  spelling,
+)
 from byt5_diffusion import main as main_lib
 from byt5_diffusion.data import fonts, pipeline, rejections, text, words
 
 RECIPE = "experiments/tiny.gin"
+READER_RECIPE = "experiments/tiny_ocr.gin"
 TASK_MODULE = "byt5_diffusion.tasks.typography"
 # Real words of every script, drawn to show what can be drawn.
 WORDS_TASK = "typography_words"
@@ -41,12 +50,14 @@ class Size:
 
   Attributes:
     bindings: gin bindings on top of the recipe.
+    reader_bindings: those of the reader's recipe.
     kill_at: step after which the first process is killed.
     num_samples: held-out strings to draw.
     num_pictures: examples read for the nearest-picture reader to choose from.
   """
 
   bindings: tuple[str, ...] = ()
+  reader_bindings: tuple[str, ...] = ("TRAIN_STEPS=800",)
   kill_at: int = 600
   num_samples: int = 192
   num_pictures: int = 16384
@@ -64,6 +75,11 @@ SIZES = {
       "SAMPLE_PERIOD=30",
       "trainer.train.log_period=10",
     ),
+    reader_bindings=(
+      "TRAIN_STEPS=40",
+      "EVAL_PERIOD=40",
+      "trainer.train.log_period=20",
+    ),
     kill_at=20,
     num_samples=64,
     num_pictures=1024,
@@ -74,17 +90,19 @@ SIZES = {
 def run(output_dir: pathlib.Path, size: Size) -> pathlib.Path:
   """Does it all; returns the report's path."""
   started = time.monotonic()
-  model_dir = output_dir / "run"
-  command = train_command(model_dir, size.bindings)
+  model_dir, reader_dir = output_dir / "run", output_dir / "reader"
+  command = train_command(RECIPE, model_dir, size.bindings)
   # A mistake in the recipe is said before anything is drawn.
   program = config.parse(
     [RECIPE], [f"MODEL_DIR={str(model_dir)!r}", *size.bindings]
   )
-  say("1/4  Rendering words of every script through the SeqIO task")
+  say("1/5  Rendering words of every script through the SeqIO task")
   sheet = word_sheet()
-  say("2/4  Training; the process is killed once, and the command goes on")
+  say("2/5  Training; the process is killed once, and the command goes on")
   training = train_with_a_kill(command, model_dir, size.kill_at)
-  say("3/4  Drawing strings that training never saw")
+  say("3/5  Training a reader of the same pictures")
+  reader_seconds = train_reader(reader_dir, size.reader_bindings)
+  say("4/5  Drawing strings that training never saw")
   unseen = read_task(program, "validation", size.num_pictures // 4)
   pictures = read_task(program, "train", size.num_pictures) | unseen
   targets = held_out(unseen, size.num_samples)
@@ -92,8 +110,9 @@ def run(output_dir: pathlib.Path, size: Size) -> pathlib.Path:
     str(model_dir), batch_size=BATCH_SIZE
   )
   drawn = generator.generate(list(targets), progress=True)
-  say("4/4  Reading them back")
-  readings = read_back(targets, drawn, pictures)
+  say("5/5  Reading them back")
+  reader = reading.Reader.from_model_dir(str(reader_dir), batch_size=BATCH_SIZE)
+  readings = read_back(targets, drawn, pictures, reader)
   findings = report.Findings(
     readings=readings,
     sheet=sheet,
@@ -107,6 +126,9 @@ def run(output_dir: pathlib.Path, size: Size) -> pathlib.Path:
     grids=sorted((model_dir / "samples").glob("step_*.png")),
     parameters=sum(x.size for x in jax.tree.leaves(generator.params)),
     training=training,
+    reader_parameters=sum(x.size for x in jax.tree.leaves(reader.params)),
+    reader_steps=reader.step,
+    reader_seconds=reader_seconds,
     total_seconds=time.monotonic() - started,
     machine=machine(),
     command=shlex.join(command),
@@ -190,7 +212,7 @@ def held_out(
 
 
 def train_command(
-  model_dir: pathlib.Path, bindings: Sequence[str]
+  recipe: str, model_dir: pathlib.Path, bindings: Sequence[str]
 ) -> list[str]:
   """The command that a user would type."""
   return [
@@ -200,7 +222,7 @@ def train_command(
     "-m",
     "byt5_diffusion.main",
     "--run_mode=train",
-    f"--gin_file={RECIPE}",
+    f"--gin_file={recipe}",
     f"--gin.MODEL_DIR={str(model_dir)!r}",
     *(f"--gin.{binding}" for binding in bindings),
   ]
@@ -237,6 +259,19 @@ def train_with_a_kill(
   )
 
 
+def train_reader(model_dir: pathlib.Path, bindings: Sequence[str]) -> float:
+  """Trains it, or goes on; returns the seconds that it took.
+
+  Raises:
+    RuntimeError: the command failed.
+  """
+  started = time.monotonic()
+  command = train_command(READER_RECIPE, model_dir, bindings)
+  if subprocess.call(command):
+    raise RuntimeError(f"training failed: {shlex.join(command)}")
+  return time.monotonic() - started
+
+
 def read_metrics(path: pathlib.Path) -> dict[str, dict[int, float]]:
   """{name: {step: value}}; of a step written twice the later one counts."""
   metrics: dict[str, dict[int, float]] = {}
@@ -255,16 +290,21 @@ def read_back(
   targets: dict[str, np.ndarray],
   drawn: np.ndarray,
   pictures: dict[str, np.ndarray],
+  reader: reading.Reader,
 ) -> list[report.Reading]:
   """What each reader makes of the drawn images and of their targets."""
-  reader = spelling.NearestReader(
+  nearest_reader = spelling.NearestReader(
     np.stack(list(pictures.values())), list(pictures)
   )
+  heads = [
+    [one.text for one in reader.read(list(images))]
+    for images in (drawn, targets.values())
+  ]
   nearest = [
     # Latin a and Cyrillic а are one picture: either reading is right.
     string if np.array_equal(pictures[read], target) else read
     for read, (string, target) in zip(
-      reader.read(drawn), targets.items(), strict=True
+      nearest_reader.read(drawn), targets.items(), strict=True
     )
   ]
   readings = [
@@ -274,19 +314,20 @@ def read_back(
       target=target,
       drawn=image,
       nearest=read,
+      head_of_drawn=of_drawn,
+      head_of_target=of_target,
     )
-    for (string, target), image, read in zip(
-      targets.items(), drawn, nearest, strict=True
+    for (string, target), image, read, of_drawn, of_target in zip(
+      targets.items(), drawn, nearest, *heads, strict=True
     )
   ]
   available = spelling.tesseract_models()
-  for i, reading in enumerate(_bar(readings, desc="reading", unit="image")):
-    if spelling.TESSERACT_MODELS.get(reading.script) in available:
-      ocr = spelling.TesseractReader(reading.script)
-      pair = np.stack([reading.drawn, reading.target])
-      of_drawn, of_target = ocr.read(pair)
+  for i, row in enumerate(_bar(readings, desc="Tesseract", unit="image")):
+    if spelling.TESSERACT_MODELS.get(row.script) in available:
+      tesseract = spelling.TesseractReader(row.script)
+      of_drawn, of_target = tesseract.read(np.stack([row.drawn, row.target]))
       readings[i] = dataclasses.replace(
-        reading, ocr_of_drawn=of_drawn, ocr_of_target=of_target
+        row, tesseract_of_drawn=of_drawn, tesseract_of_target=of_target
       )
   return readings
 

@@ -46,7 +46,8 @@ class Reading:
   Attributes:
     target, drawn: uint8 [H, W, 3].
     nearest: by spelling.NearestReader.
-    ocr_of_drawn, ocr_of_target: by Tesseract; None where it could not be used.
+    head_of_drawn, head_of_target: by the OCR head; None without one.
+    tesseract_of_drawn, tesseract_of_target: None where it could not be used.
   """
 
   text: str
@@ -54,8 +55,10 @@ class Reading:
   target: np.ndarray
   drawn: np.ndarray
   nearest: str
-  ocr_of_drawn: str | None = None
-  ocr_of_target: str | None = None
+  head_of_drawn: str | None = None
+  head_of_target: str | None = None
+  tesseract_of_drawn: str | None = None
+  tesseract_of_target: str | None = None
 
   @property
   def is_right(self) -> bool:
@@ -84,6 +87,9 @@ class Findings:
   grids: Sequence[pathlib.Path]
   parameters: int
   training: Training
+  reader_parameters: int
+  reader_steps: int
+  reader_seconds: float
   total_seconds: float
   machine: str
   command: str
@@ -116,32 +122,37 @@ def html_of(findings: Findings) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-  """Of some readings; OCR's columns are None where it could not read."""
+  """Of some readings; the errors of a reader that was not there are None."""
 
   count: int
   exact: float
   letter_errors: float
-  ocr_drawn: float | None
-  ocr_target: float | None
+  head_drawn: float | None
+  head_target: float | None
+  tesseract_drawn: float | None
+  tesseract_target: float | None
 
 
 def score(readings: Sequence[Reading]) -> Score:
   """Exact match and letter error rate over the readings."""
   targets = [reading.text for reading in readings]
   nearest = [reading.nearest for reading in readings]
-  read = [r for r in readings if r.ocr_of_drawn is not None]
 
-  def errors(texts: list[str]) -> float | None:
-    if not read:
+  def errors(reader: str) -> float | None:
+    pairs = [(r.text, getattr(r, reader)) for r in readings]
+    pairs = [(text, read) for text, read in pairs if read is not None]
+    if not pairs:
       return None
-    return spelling.character_error_rate([r.text for r in read], texts)
+    return spelling.character_error_rate(*zip(*pairs, strict=True))
 
   return Score(
     count=len(readings),
     exact=spelling.exact_match(targets, nearest),
     letter_errors=spelling.character_error_rate(targets, nearest),
-    ocr_drawn=errors([r.ocr_of_drawn or "" for r in read]),
-    ocr_target=errors([r.ocr_of_target or "" for r in read]),
+    head_drawn=errors("head_of_drawn"),
+    head_target=errors("head_of_target"),
+    tesseract_drawn=errors("tesseract_of_drawn"),
+    tesseract_target=errors("tesseract_of_target"),
   )
 
 
@@ -210,14 +221,23 @@ def _samples(findings: Findings) -> str:
   return (
     "<h2>Held-out strings</h2><p>Above the true picture, below what the model "
     "drew from noise; green where it is nearer to its own picture than to any "
-    f"of the {findings.num_pictures} strings' pictures.</p>" + "".join(figures)
+    f"of the {findings.num_pictures} strings' pictures. Beneath: what each "
+    "reader reads in the drawn one.</p>" + "".join(figures)
   )
 
 
 def _reads(reading: Reading) -> str:
-  if reading.is_right:
-    return ""
-  return f" read as <bdi>{_text(reading.nearest)}</bdi>"
+  """What each reader made of the drawn picture."""
+  readings = {
+    "nearest": None if reading.is_right else reading.nearest,
+    "OCR head": reading.head_of_drawn,
+    "Tesseract": reading.tesseract_of_drawn,
+  }
+  return "".join(
+    f"<br><small>{name}: <bdi>{_text(read) or '&mdash;'}</bdi></small>"
+    for name, read in readings.items()
+    if read is not None
+  )
 
 
 def _scores(findings: Findings) -> str:
@@ -225,18 +245,26 @@ def _scores(findings: Findings) -> str:
   rows["all"] = score(findings.readings)
   lines = [
     f"<tr><td>{_text(name)}</td><td>{row.count}</td><td>{row.exact:.0%}</td>"
-    f"<td>{row.letter_errors:.0%}</td><td>{_percent(row.ocr_drawn)}</td>"
-    f"<td>{_percent(row.ocr_target)}</td></tr>"
+    f"<td>{row.letter_errors:.0%}</td>"
+    f"<td>{_percent(row.head_drawn)}</td><td>{_percent(row.head_target)}</td>"
+    f"<td>{_percent(row.tesseract_drawn)}</td>"
+    f"<td>{_percent(row.tesseract_target)}</td></tr>"
     for name, row in rows.items()
   ]
   return (
     "<h2>How well it spells</h2><table><tr><th>script</th><th>strings</th>"
-    "<th>exact</th><th>letter errors</th><th>Tesseract's errors: drawn</th>"
+    "<th>exact</th><th>letter errors</th><th>OCR head's errors: drawn</th>"
+    "<th>true picture</th><th>Tesseract's errors: drawn</th>"
     "<th>true picture</th></tr>"
     + "".join(lines)
     + "</table><p class='note'>Exact match and letter errors by the nearest "
     "picture, which chooses among all the strings that the task draws and "
-    "reads true pictures without error. Tesseract reads one line at a time, "
+    "reads true pictures without error. The OCR head, patches and a ByT5 "
+    f"decoder, {findings.reader_parameters / 1e6:.1f} million parameters, "
+    f"learnt for {findings.reader_steps} steps "
+    f"({findings.reader_seconds / 60:.1f} minutes) to read this task's true "
+    "pictures; it never saw these strings, nor a drawn picture, and writes any "
+    "text it likes. Tesseract reads one line at a time, "
     "with the script's own model; its errors on the true pictures are its own "
     "floor at this size. A dash: Tesseract, or its model for the script, is "
     "not installed here.</p>"

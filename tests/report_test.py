@@ -24,8 +24,24 @@ def reading(text: str, script: str, nearest: str, **ocr: str) -> report.Reading:
 
 
 READINGS = [
-  reading("ab", "Latn", "ab", ocr_of_drawn="ax", ocr_of_target="ab"),
-  reading("cd", "Latn", "cb", ocr_of_drawn="cd", ocr_of_target="cd"),
+  reading(
+    "ab",
+    "Latn",
+    "ab",
+    tesseract_of_drawn="ax",
+    tesseract_of_target="ab",
+    head_of_drawn="xx",
+    head_of_target="ab",
+  ),
+  reading(
+    "cd",
+    "Latn",
+    "cb",
+    tesseract_of_drawn="cd",
+    tesseract_of_target="cd",
+    head_of_drawn="<i>",
+    head_of_target="",
+  ),
   reading("где", "Cyrl", "гаа"),
   reading("<b>&", "Zyyy", "<b>&"),
 ]
@@ -46,6 +62,9 @@ def findings(**overrides: object) -> report.Findings:
     },
     "grids": [],
     "parameters": 1_200_000,
+    "reader_parameters": 300_000,
+    "reader_steps": 800,
+    "reader_seconds": 60.0,
     "training": report.Training(seconds=90.0, killed_at=10),
     "total_seconds": 120.0,
     "machine": "a laptop",
@@ -60,8 +79,11 @@ def test_scores_are_counted_by_script_and_reader() -> None:
   assert list(scores) == ["Cyrl", "Latn", "Zyyy"]
   latin = scores["Latn"]
   assert (latin.count, latin.exact, latin.letter_errors) == (2, 0.5, 0.25)
-  assert (latin.ocr_drawn, latin.ocr_target) == (0.25, 0.0)
-  assert scores["Cyrl"].ocr_drawn is None
+  assert (latin.tesseract_drawn, latin.tesseract_target) == (0.25, 0.0)
+  assert scores["Cyrl"].tesseract_drawn is None
+  # "xx" has two letters wrong; "<i>" two and one too many.
+  assert (latin.head_drawn, latin.head_target) == (5 / 4, 2 / 4)
+  assert scores["Cyrl"].head_drawn is None
   assert scores["Cyrl"].letter_errors == pytest.approx(2 / 3)
 
 
