@@ -1,7 +1,11 @@
-"""The command `byt5-diffusion`: train, eval, prepare, generate, ocr."""
+"""The command `byt5-diffusion`: train, eval, prepare, generate, ocr, ...
+
+`validate` and `inspect` are in recipe_commands.py.
+"""
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -13,10 +17,17 @@ from typing import Any
 import gin
 
 import byt5_diffusion
-from byt5_diffusion import config, config_program, hosts
+from byt5_diffusion import (
+  config,
+  config_program,
+  hosts,
+  output_files,
+  recipe_commands,
+)
 from byt5_diffusion import main as main_lib
 
 ConfigError = config.ConfigError
+make_folder = output_files.make_folder
 _EXAMPLES = """\
 examples:
   byt5-diffusion train experiments/tiny.gin --model_dir /tmp/tiny
@@ -26,6 +37,8 @@ examples:
   byt5-diffusion prepare experiments/tiny.gin --output_dir /tmp/words
   byt5-diffusion generate "hello" --model_dir /tmp/tiny --out hello.png
   byt5-diffusion ocr hello.png --model_dir /tmp/tiny
+  byt5-diffusion validate experiments/tiny.gin
+  byt5-diffusion inspect experiments/tiny.gin --out batches.html
 """
 _GIN_HELP = (
   "a gin file: of the working directory or of the package, e.g."
@@ -167,22 +180,6 @@ def output_paths(out: str, count: int) -> list[pathlib.Path]:
   return [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
 
 
-def make_folder(folder: pathlib.Path) -> None:
-  """Makes it, and finds out that it can be written to, before any work.
-
-  Raises:
-    ConfigError: it cannot be made or written to.
-  """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
-  except OSError as error:
-    raise ConfigError(
-      f"--out: nothing can be written in {folder}: {error.strerror}."
-    ) from error
-
-
 def save_png(path: pathlib.Path, image: Any) -> None:
   """Writes the whole file or none; makes the folder."""
   from PIL import Image
@@ -227,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
   _add_prepare(commands)
   _add_generate(commands)
   _add_ocr(commands)
+  recipe_commands.add(functools.partial(_add, commands), _GIN_HELP)
   return parser
 
 
@@ -357,7 +355,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   arguments = sys.argv[1:] if arguments is None else list(arguments)
   bindings, rest = main_lib.gin_flags(arguments)
   parser = _parser()
-  known = ("train", "eval", "prepare", "generate", "ocr")
+  known = (
+    *("train", "eval", "prepare", "generate", "ocr"),
+    *("validate", "inspect"),
+  )
   if rest and not rest[0].startswith("-") and rest[0] not in known:
     parser.error(
       f"there is no command {rest[0]}."
