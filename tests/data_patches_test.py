@@ -31,6 +31,7 @@ def test_grid_closed_form(height, width, max_patches, expected):
   assert patches.grid(height, width, max_patches) == expected
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(SIDES, SIDES, strategies.integers(1, 4096))
 def test_grid_is_as_large_as_fits_and_keeps_proportions(height, width, limit):
   rows, columns = patches.grid(height, width, limit)
@@ -46,6 +47,7 @@ def test_grid_is_as_large_as_fits_and_keeps_proportions(height, width, limit):
   assert columns**2 <= max(square, 1) and (columns + 1) ** 2 > square
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
   strategies.integers(1, 12),
   strategies.integers(1, 12),
