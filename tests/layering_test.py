@@ -51,7 +51,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   # gin names these; nobody imports them.
   "tasks": ("tasks.*", "data"),
   "commands": (
-    "cli demo main recipe_commands recipe_commands",
+    "cli demo main recipe_commands",
     "package machinery programs data models scores",
   ),
   "tools": (
