@@ -44,6 +44,15 @@ EXTRAS = {
   # Peers for parity tests. The exact torch keeps pip from resolving to a
   # newer build with gigabytes of CUDA packages.
   "parity": ["diffusers>=0.35", "torch==2.13.0", "transformers>=5.0"],
+  # What T5X needs besides; itself and airio are not on PyPI (docs/t5x.md).
+  "t5x": [
+    "cached_property>=2.0",
+    "chex>=0.1.89",
+    "fiddle>=0.3",
+    "jaxtyping>=0.3",
+    "jestimator>=0.3.3",
+    "tensorboard>=2.19",
+  ],
 }
 EXTRAS["all"] = EXTRAS["data"] + EXTRAS["typography"]
 

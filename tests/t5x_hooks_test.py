@@ -159,7 +159,7 @@ def test_without_t5x_one_line_says_what_to_install(
     capture_output=True,
     text=True,
   )
-  assert done.returncode == 1
+  assert done.returncode == 2
   [line] = done.stderr.splitlines()
   for word in ("no such thing", "google-research/t5x", "airio", "docs/t5x.md"):
     assert word in line

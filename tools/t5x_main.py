@@ -1,9 +1,7 @@
-"""T5X's own main, with this project's tasks, models and gin files.
+"""T5X's own main with our tasks, models and recipes; see docs/t5x.md.
 
   python tools/t5x_main.py --run_mode=train \\
     --gin_file=experiments/tiny.gin --gin.MODEL_DIR='"/tmp/tiny"'
-
-The flags are T5X's, and the recipes are ours; see docs/t5x.md.
 """
 
 import argparse
@@ -47,9 +45,11 @@ def main() -> None:
   try:
     importlib.import_module("t5x.train")
   except ImportError as error:
-    sys.exit(
+    parser = argparse.ArgumentParser()
+    parser.exit(
+      2,
       f"Error: T5X can't be imported ({error}): put google-research/t5x and "
-      "google/airio on PYTHONPATH; docs/t5x.md says what else they need."
+      "google/airio on PYTHONPATH; docs/t5x.md says what else they need.\n",
     )
   sys.argv[1:] = with_our_gin(sys.argv[1:])
   # T5X's gin files say `__main__` and mean t5x.main.

@@ -24,7 +24,7 @@ import pytest
 import t5x_command
 from PIL import Image
 
-from byt5_diffusion import checkpoints, stored_trees
+from byt5_diffusion import checkpoints, config, stored_trees
 from byt5_diffusion.data import fonts
 
 pytestmark = pytest.mark.slow
@@ -403,3 +403,31 @@ def test_infer_writes_a_line_and_pictures_per_example(
   assert targets <= sources and len(targets) == len(lines)
   assert len({x.tobytes() for x in drawn}) == len(lines)
   assert all(x.shape == (16, 40, 3) and x.std() > 0 for x in drawn)
+
+
+# --- gin ----------------------------------------------------------------------
+
+
+RECIPES = sorted(
+  f"experiments/{path.name}"
+  for path in (config.gin_root() / "experiments").glob("*.gin")
+)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_t5x_reads_every_recipe(
+  server: t5x_command.Server, work: pathlib.Path, recipe: str
+) -> None:
+  """Its names exist, and T5X finds nothing left open but the user's folders."""
+  outputs = {
+    "train": ["MODEL_DIR"],
+    "eval": ["CHECKPOINT_PATH", "EVAL_OUTPUT_DIR"],
+    "infer": ["CHECKPOINT_PATH", "INFER_OUTPUT_DIR"],
+  }
+  for mode, names in outputs.items():
+    flags = [f"--run_mode={mode}", f"--gin_file={recipe}", "--dry_run"]
+    for name in names:
+      with pytest.raises(AssertionError, match=f"{name}.*REQUIRED"):
+        server.run(*flags, devices=1)
+      flags.append(f"--gin.{name}='/nowhere'")
+    server.run(*flags, devices=1)
