@@ -1,5 +1,7 @@
 """Imports T5X once and forks for each command: half the time of a short run.
 
+JAX and TensorFlow start their threads when they are first used, so not yet.
+
 {"argv": [...], "environment": {...}, "log": path} -> exit code, line by line
 """
 
@@ -15,8 +17,8 @@ import jax
 from jax.experimental import pjit
 
 pjit.PartitionSpec = jax.sharding.PartitionSpec
-for module in ("train", "eval", "infer"):
-  importlib.import_module(f"t5x.{module}")
+for module in ("t5x.train", "t5x.eval", "t5x.infer", "byt5_diffusion.trainer"):
+  importlib.import_module(module)
 
 
 def work(request: dict[str, Any]) -> NoReturn:
