@@ -31,8 +31,8 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Knows no model.
   "machinery": (
     "checkpoints host_memory metric_writers model_gin optimizer_def optimizers"
-    " costs output_files partitioning recipes stop_signals stored_trees telemetry"
-    " train_state config"
+    " costs output_files partitioning recipes stop_signals stored_trees"
+    " telemetry train_state config"
     " assignment host_places hosts run_lock t5x_checkpoints"
     " config_checks config_program config_source config_text config_types",
     "package maths",
@@ -45,7 +45,8 @@ LAYERS: dict[str, tuple[str, str]] = {
   ),
   "programs": (
     "inspection inspection_picture planning trial validation validation_report"
-    " evaluation inference preparation reading report t5x_hooks trainer variables",
+    " evaluation inference preparation reading report t5x_hooks trainer"
+    " variables",
     "package maths samplers guidance data machinery scores models",
   ),
   # gin names these; nobody imports them.

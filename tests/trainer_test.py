@@ -1,6 +1,7 @@
 """The train step and the run around it, on a tiny model."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import least
 import numpy as np
 import pytest
 import tiny
@@ -21,6 +23,7 @@ from byt5_diffusion import (
   trainer,
   unet,
 )
+from byt5_diffusion import main as main_lib
 
 BATCH = 8
 
@@ -268,6 +271,35 @@ def test_an_error_costs_no_save_and_data_must_not_end(
       log_period=100,
     )
   assert checkpoints.committed_steps(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("what", ["validation", "samples"])
+def test_a_last_evaluation_that_fails_fails_the_run_but_costs_no_checkpoint(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+  def fail(*_: Any) -> Any:
+    raise RuntimeError("the metric is broken")
+
+  make = "make_validation" if what == "validation" else "make_sample_grid"
+  monkeypatch.setattr(trainer.evaluation, make, lambda *_: fail)
+  arguments = {"eval_period": 3, "sample_period": 3, "checkpoint_period": 100}
+  with pytest.raises(RuntimeError, match="the metric is broken"):
+    # Not a user's mistake: the program ends with a traceback and code 1.
+    main_lib.guarded(least.train, tmp_path, total_steps=3, **arguments)
+  assert checkpoints.committed_steps(tmp_path) == [3]
+  assert int(least.train(tmp_path, total_steps=3).step) == 3
+
+
+def test_lines_of_the_log_come_as_often_as_asked_whatever_the_evaluations(
+  tmp_path: pathlib.Path,
+) -> None:
+  least.train(
+    tmp_path, total_steps=7, log_period=2, eval_period=5, checkpoint_period=4
+  )
+  lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
+  records = [json.loads(line) for line in lines]
+  steps = [x["step"] for x in records if "train/loss" in x]
+  assert steps == [2, 4, 6, 7]
 
 
 def test_each_microbatch_has_its_own_dropout() -> None:

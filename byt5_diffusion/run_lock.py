@@ -1,0 +1,103 @@
+"""One training per folder: MODEL_DIR/train.lock.
+
+The lock is the kernel's (flock), so it ends with the process that holds it,
+however that dies; the file stays, and means nothing by itself. Network file
+systems may not honour it between machines (NFS before Linux 2.6.12, some
+FUSE and Lustre mounts): there two trainings of one folder are not noticed.
+"""
+
+import contextlib
+import datetime
+import functools
+import inspect
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
+
+try:
+  import fcntl
+except ImportError:  # Windows: nothing is locked.
+  fcntl = None  # type: ignore[assignment]
+
+FILE = "train.lock"
+_MAX_BYTES = 1000
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class LockedError(RuntimeError):
+  """Somebody trains in that folder already; says who."""
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike[str]) -> Iterator[None]:
+  """Holds the folder's lock; makes the folder.
+
+  Raises:
+    LockedError: another process, or another thread, holds it.
+  """
+  path = pathlib.Path(folder) / FILE
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+", encoding="utf-8")
+  except FileExistsError as error:
+    raise LockedError(f"{path.parent} is a file, not a directory.") from error
+  with file:
+    if fcntl is not None:
+      _take(file, path)
+    yield
+
+
+def _take(file: IO[str], path: pathlib.Path) -> None:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    raise LockedError(
+      f"{path.parent} is being trained already{_who(file.read(_MAX_BYTES))}:"
+      " wait for that, stop it, or take another MODEL_DIR."
+    ) from None
+  except OSError:  # A file system without locks.
+    return
+  holder = {
+    "pid": os.getpid(),
+    "host": socket.gethostname(),
+    "since": datetime.datetime.now().isoformat(" ", "seconds"),
+  }
+  file.truncate(0)
+  file.write(json.dumps(holder) + "\n")
+  file.flush()
+
+
+def _who(text: str) -> str:
+  try:
+    holder = json.loads(text)
+    values = [str(holder[key])[:60] for key in ("pid", "host", "since")]
+  except (ValueError, KeyError, TypeError):
+    return ""
+  return " (process {} on {}, since {})".format(*values)
+
+
+def one_at_a_time(
+  is_first: Callable[[], bool],
+) -> Callable[[Function], Function]:
+  """Decorates a program: it holds its model_dir's lock while it runs.
+
+  Args:
+    is_first: whether this process is the one of its run that takes the lock.
+  """
+
+  def decorate(function: Function) -> Function:
+    parameters = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+      model_dir = parameters.bind(*args, **kwargs).arguments["model_dir"]
+      with held(model_dir) if is_first() else contextlib.nullcontext():
+        return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+  return decorate
