@@ -196,7 +196,6 @@ def train(
     keep=checkpoints_to_keep,
     merge=state_lib.merge,
   )
-  directory.mkdir(parents=True, exist_ok=True)
 
   batches, shapes = _open_data(train_data, batch_size, partitioning)
   evaluation.check_batch(model, shapes)
@@ -288,170 +287,7 @@ def train(
       window.add(output)
 
       if due(step, log_period):
-        scalars = window.summary()
-        writer.write_scalars(step, _prefixed("train", scalars))
-        progress.update(step, scalars["loss"], scalars["data_wait"])
-        window = window.next()
-      checkpointer.check()
-      stopping = stop.requested  # Once: a signal may come at any time.
-      if due(step, checkpoint_period) or stopping:
-        checkpointer.save(step, state, batches.get_state(), extra)
-      if stopping:
-        checkpointer.wait()
-        progress.say(f"stopped by a signal; step {step} is saved")
-        raise SystemExit(stop.exit_code)
-      # After the save: what they fail of must not cost it.
-      if validate is not None and due(step, eval_period):
-        scalars = validate(state.eval_params, frozen)
-        writer.write_scalars(step, _prefixed("validation", scalars))
-        progress.say(f"step {step}: validation loss {scalars['loss']:.4f}")
-      if draw is not None and due(step, sample_period):
-        images = draw(state.eval_params, frozen, step)
-        writer.write_images(step, {"samples": images})
-  return state
-
-
-# --- What train() is made of --------------------------------------------------
-
-
-# How a recipe calls train()'s numbers.
-_MACROS = {
-  "total_steps": " (TRAIN_STEPS)",
-  "batch_size": " (BATCH_SIZE)",
-  "checkpoint_period": " (CHECKPOINT_PERIOD)",
-}
-
-
-def _check_numbers(**numbers: int) -> None:
-  for name, value in numbers.items():
-    if value < 1:
-      raise ValueError(
-        f"{name}{_MACROS.get(name, '')} = {value} must be positive."
-      )
-
-
-def check_batch_size(
-  model: contract.Model,
-  partitioning: partitioning_lib.Partitioning,
-  batch_size: int,
-  num_microbatches: int,
-) -> None:
-  """Raises ValueError unless the batch can be cut as asked, and is the loss's.
-
-  Args:
-    model: its loss_normalizing_factor must be batch_size.
-    partitioning: its data axis must divide every micro-batch.
-    batch_size: GLOBAL examples per optimizer step.
-    num_microbatches: parts of a step.
-  """
-  _check_batch_size(model, batch_size, num_microbatches)
-  partitioning.check_batch_size(batch_size // num_microbatches)
-  telemetry.enable_compilation_cache()
-  if jax.default_backend() == "cpu":
-    host_memory.keep_freed_memory()
-  directory = pathlib.Path(model_dir).absolute()
-  checkpointer = checkpoints.Checkpointer(
-    directory,
-    period=checkpoint_period,
-    keep=checkpoints_to_keep,
-    merge=state_lib.merge,
-  )
-  directory.mkdir(parents=True, exist_ok=True)
-
-  batches, shapes = _open_data(train_data, batch_size, partitioning)
-  evaluation.check_batch(model, shapes)
-
-  # State: restored where there is something to restore.
-  init_rng, train_rng = jax.random.split(jax.random.key(random_seed))
-  first_step = checkpointer.latest_step() or 0
-  saved = checkpointer.read_extra(first_step) if first_step else {}
-  frozen, frozen_record = variables.load_frozen(
-    model,
-    shapes,
-    init_rng,
-    frozen_checkpoint or (saved.get("frozen") or {}).get("path"),
-    partitioning,
-    directory,
-  )
-  extra = {
-    "batch_size": batch_size,
-    "frozen": frozen_record,
-    "random_seed": random_seed,
-  }
-  init, state_shapes = variables.make_init(
-    model, shapes, partitioning, ema_decay
-  )
-  progress = telemetry.Progress(total_steps, batch_size, first_step)
-  if first_step:
-    _check_resumed(saved, extra, directory, first_step, total_steps)
-    state, data_state, _ = checkpointer.restore(first_step, state_shapes)
-    batches.set_state(data_state)
-  else:
-    state = variables.start(
-      init,
-      init_rng,
-      state_shapes,
-      initial_checkpoint,
-      model.optimizer_def.tx,
-      directory,
-      progress.say,
-    )
-
-  if first_step == total_steps:
-    progress.say(f"{directory} has all of its {total_steps} steps")
-    checkpointer.close()
-    return state
-
-  # Side work: none of it touches the state.
-  writer = telemetry.make_writers(directory, first_step=first_step)
-  if jax.process_index() == 0:
-    writer.write_texts(first_step, {"config": config.write_configs(directory)})
-  validate = evaluation.make_validation(
-    model,
-    validation_data if eval_period else None,
-    batch_size,
-    eval_steps,
-    partitioning,
-  )
-  draw = evaluation.make_sample_grid(model, sample_texts, directory)
-  if first_step:
-    progress.say(f"going on from step {first_step} of {directory}")
-
-  progress.say(f"compiling for {partitioning.mesh.size} devices ...")
-  step_fn = compile_train_step(
-    functools.partial(
-      train_step,
-      model=model,
-      learning_rate_fn=learning_rate_fn,
-      num_microbatches=num_microbatches,
-      ema_decay=ema_decay,
-    ),
-    (state_shapes, frozen, shapes, train_rng),
-    partitioning,
-  )
-
-  def due(step: int, period: int) -> bool:
-    return period > 0 and (step % period == 0 or step == total_steps)
-
-  progress.start()
-  window = _Window()
-  with (
-    contextlib.closing(checkpointer),  # An error must not cost a save.
-    contextlib.closing(writer),
-    contextlib.closing(progress),
-    stop_signals.StopSignals() as stop,
-  ):
-    for step in range(first_step + 1, total_steps + 1):
-      with window.waiting():
-        batch = partitioning.shard_batch(_next(batches, step))
-      state, output = step_fn(state, frozen, batch, train_rng)
-      window.add(output)
-
-      if due(step, log_period):
-        scalars = window.summary()
-        writer.write_scalars(step, _prefixed("train", scalars))
-        progress.update(step, scalars["loss"], scalars["data_wait"])
-        window = window.next()
+        window = _log(step, window, writer, progress)
       checkpointer.check()
       stopping = stop.requested  # Once: a signal may come at any time.
       if due(step, checkpoint_period) or stopping:
@@ -512,11 +348,6 @@ def check_batch_size(
       f"global number of examples of a step, BATCH_SIZE = {batch_size}."
     )
   partitioning.check_batch_size(batch_size // num_microbatches)
-
-
-def _check_batch_size(
-  model: contract.Model, batch_size: int, num_microbatches: int
-) -> None:
 
 
 def _open_data(
@@ -621,6 +452,14 @@ class _Window:
   def next(self) -> "_Window":
     """The window after this one; a run of skipped steps goes on in it."""
     return _Window(self._skipped[-MAX_SKIPPED_STEPS:])
+
+
+def _log(step: int, window: _Window, writer: Any, progress: Any) -> _Window:
+  """Writes the window's line; the next window."""
+  scalars = window.summary()
+  writer.write_scalars(step, _prefixed("train", scalars))
+  progress.update(step, scalars["loss"], scalars["data_wait"])
+  return window.next()
 
 
 def _prefixed(prefix: str, scalars: Mapping[str, float]) -> dict[str, float]:
