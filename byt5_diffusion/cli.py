@@ -170,6 +170,16 @@ def _ocr(flags: argparse.Namespace) -> None:
       print(one.text)
 
 
+def _info(flags: argparse.Namespace) -> None:
+  from byt5_diffusion import run_info
+
+  report = run_info.describe(flags.model_dir, flags.step)
+  if flags.json:
+    print(json.dumps(report, indent=1))
+  else:
+    print(run_info.text_of(report))
+
+
 def output_paths(out: str, count: int) -> list[pathlib.Path]:
   """x.png for one image; x-0.png, x-1.png, ... for several."""
   path = pathlib.Path(out)
@@ -224,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
   _add_prepare(commands)
   _add_generate(commands)
   _add_ocr(commands)
+  _add_info(commands)
   recipe_commands.add(functools.partial(_add, commands), _GIN_HELP)
   return parser
 
@@ -334,6 +345,15 @@ def _add_ocr(commands: Any) -> None:
   _add_weights(command)
 
 
+def _add_info(commands: Any) -> None:
+  command = _add(commands, "info", "say what a folder holds", _info)
+  command.add_argument(
+    "model_dir", help="a run's folder, a tree of weights, or T5X's checkpoint"
+  )
+  command.add_argument("--step", type=int, help="default: the last checkpoint")
+  command.add_argument("--json", action="store_true", help="for programs")
+
+
 def _add_weights(command: Any) -> None:
   """Which weights of a run, and how they are used."""
   command.add_argument("--step", type=int, help="default: the last checkpoint")
@@ -356,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   bindings, rest = main_lib.gin_flags(arguments)
   parser = _parser()
   known = (
-    *("train", "eval", "prepare", "generate", "ocr"),
+    *("train", "eval", "prepare", "generate", "ocr", "info"),
     *("validate", "inspect"),
   )
   if rest and not rest[0].startswith("-") and rest[0] not in known:

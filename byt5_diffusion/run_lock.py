@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
@@ -50,9 +51,25 @@ def held(folder: str | os.PathLike[str]) -> Iterator[None]:
     yield
 
 
+def holder(folder: str | os.PathLike[str]) -> str | None:
+  """Who trains in the folder now, as " (process ...)"; None: nobody."""
+  path = pathlib.Path(folder) / FILE
+  if fcntl is None or not path.is_file():
+    return None
+  with path.open(encoding="utf-8", errors="replace") as file:
+    try:
+      # Shared, for a moment: two who ask do not take each other for a training.
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return _who(file.read(_MAX_BYTES)) or " (it does not say by whom)"
+    except OSError:
+      return None
+  return None
+
+
 def _take(file: IO[str], path: pathlib.Path) -> None:
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _lock(file)
   except BlockingIOError:
     file.seek(0)
     raise LockedError(
@@ -69,6 +86,16 @@ def _take(file: IO[str], path: pathlib.Path) -> None:
   file.truncate(0)
   file.write(json.dumps(holder) + "\n")
   file.flush()
+
+
+def _lock(file: IO[str]) -> None:
+  """Tries for half a second: whoever asks `holder` has it for a moment."""
+  for _ in range(5):
+    try:
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      time.sleep(0.1)
+  fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _who(text: str) -> str:

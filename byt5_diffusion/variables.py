@@ -257,7 +257,7 @@ def restore_frozen(
   record = extra.get("frozen")
   if record is None:
     return None
-  path, sha256 = _frozen_record(record, model_dir)
+  path, sha256 = frozen_record(record, model_dir)
   try:
     return {"frozen": checkpoints.load_tree(path, sha256=sha256)}
   except OSError as error:
@@ -266,10 +266,10 @@ def restore_frozen(
     ) from error
 
 
-def _frozen_record(
+def frozen_record(
   record: Any, model_dir: str | os.PathLike[str]
 ) -> tuple[pathlib.Path, str]:
-  """Path and sha256 of a record, which a stranger may have written.
+  """Path and sha256 of a checkpoint's record, which may be a stranger's.
 
   A path relative to the run is the run's own and must lie inside it; an
   absolute one stands, as the user's own runs share a network by it.
