@@ -28,10 +28,13 @@ FILES = [name for name in EVERY_FILE if name not in T5X_FILES]
 EXPERIMENTS = [name for name in FILES if name.startswith("experiments/")]
 PARTS = ("schedules", "optimizers", "partitioning", "data", "sizes")
 OTHERS = [name for name in FILES if name.partition("/")[0] in PARTS]
-OUTPUTS = [
-  f"{name}='/tmp/x'"
-  for name in ("MODEL_DIR", "EVAL_OUTPUT_DIR", "INFER_OUTPUT_DIR")
-]
+# Where a program writes.
+OUTPUT_OF = {
+  "train": "MODEL_DIR",
+  "eval": "EVAL_OUTPUT_DIR",
+  "infer": "INFER_OUTPUT_DIR",
+  "read": "READ_OUTPUT_DIR",
+}
 TO_START_FROM = ["INITIAL_CHECKPOINT_PATH='/tmp/y'"]
 # Macros that a run leaves to the recipe or the command line.
 LEFT_OPEN = ("TRAIN_STEPS", "BATCH_SIZE")
@@ -44,9 +47,19 @@ def clean_gin(monkeypatch):
   gin.clear_config()
 
 
+def programs(name):
+  """The programs that a recipe says anything of."""
+  targets = config.read([name]).targets()
+  return [mode for mode, target in config.PROGRAMS.items() if target in targets]
+
+
+RUNS = [(name, mode) for name in EXPERIMENTS for mode in programs(name)]
+
+
 def outputs(name):
   """What a recipe leaves to the command line."""
-  return OUTPUTS + (TO_START_FROM if "finetune" in name else [])
+  folders = [f"{OUTPUT_OF[mode]}='/tmp/x'" for mode in programs(name)]
+  return folders + (TO_START_FROM if "finetune" in name else [])
 
 
 def text(name):
@@ -97,7 +110,9 @@ def variables(model):
 @pytest.fixture(scope="module")
 def tiny():
   """Shapes and axes of experiments/tiny.gin's variables."""
-  config.parse(["experiments/tiny.gin"], OUTPUTS, run_mode="train")
+  config.parse(
+    ["experiments/tiny.gin"], outputs("experiments/tiny.gin"), run_mode="train"
+  )
   shapes = variables(build())
   gin.clear_config()
   return shapes
@@ -233,27 +248,31 @@ def test_only_the_files_for_t5x_name_it():
 # --- what they build ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("run_mode", config.PROGRAMS)
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_recipe_trains_evaluates_and_shows_what_was_learnt():
+  for name in EXPERIMENTS:
+    assert set(programs(name)) in (
+      {"train", "eval", "infer"},
+      {"train", "eval", "read"},
+      {"train", "eval", "infer", "read"},
+    )
+
+
+@pytest.mark.parametrize(("name", "run_mode"), RUNS)
 def test_one_recipe_serves_every_program(name, run_mode):
   """Names, types, required and dead bindings are what `parse` checks."""
   config.parse([name], outputs(name), run_mode=run_mode)
   assert gin.config_is_locked()
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_recipe_asks_for_its_folders_only(name):
-  for run_mode, macros in {
-    "train": ["MODEL_DIR"],
-    "eval": ["MODEL_DIR", "EVAL_OUTPUT_DIR"],
-    "infer": ["MODEL_DIR", "INFER_OUTPUT_DIR"],
-  }.items():
-    with pytest.raises(config.ConfigError) as error:
-      config.parse([name], run_mode=run_mode)
-    found = re.findall(r": (\w+) is not set", str(error.value))
-    if run_mode == "train" and "finetune" in name:
-      macros = ["INITIAL_CHECKPOINT_PATH", *macros]
-    assert sorted(found) == sorted(macros)
+@pytest.mark.parametrize(("name", "run_mode"), RUNS)
+def test_a_recipe_asks_for_its_folders_only(name, run_mode):
+  macros = {"MODEL_DIR", OUTPUT_OF[run_mode]}
+  if run_mode == "train" and "finetune" in name:
+    macros.add("INITIAL_CHECKPOINT_PATH")
+  with pytest.raises(config.ConfigError) as error:
+    config.parse([name], run_mode=run_mode)
+  found = re.findall(r": (\w+) is not set", str(error.value))
+  assert sorted(found) == sorted(macros)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -268,12 +287,16 @@ def test_an_experiment_builds_and_its_model_gin_builds_the_same(name, tmp_path):
   config.write_configs(tmp_path)
   gin.clear_config()
   ours = config.load_model_gin(tmp_path)
-  assert ours.optimizer_def is None and ours.feature_converter_cls is None
+  assert ours.optimizer_def is None and ours.FEATURE_CONVERTER_CLS is None
   assert jax.tree.all(
     jax.tree.map(lambda a, b: a.shape == b.shape, theirs, variables(ours))
   )
-  kept = {"guidance_scale", "num_sampling_steps", "image_size"}
-  assert all(getattr(ours, x) == getattr(model, x) for x in kept)
+  assert ours.input_shapes(3) == model.input_shapes(3)
+  # A joint model keeps what drawing needs in its part that draws.
+  ours, model = (getattr(x, "text_to_image", x) for x in (ours, model))
+  kept = {"guidance_scale", "num_sampling_steps", "image_size", "beam_size"}
+  kept = {x for x in kept if hasattr(model, x)}
+  assert kept and all(getattr(ours, x) == getattr(model, x) for x in kept)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -326,7 +349,7 @@ def test_the_command_line_of_the_readme(tmp_path, monkeypatch):
   """From any folder, with names as short as they are unambiguous."""
   monkeypatch.chdir(tmp_path)
   bindings = [
-    *OUTPUTS,
+    *outputs("experiments/tiny.gin"),
     "trainer.train.total_steps=5",
     "TRAIN_STEPS=7",
     "adamw.weight_decay=0",
@@ -346,7 +369,12 @@ def test_a_folder_of_ones_own_comes_before_ours(tmp_path, monkeypatch):
   os.makedirs("mine/sizes")
   own = text("sizes/tiny.gin").replace("(48, 64)", "(32, 32)")
   (tmp_path / "mine/sizes/tiny.gin").write_text(own)
-  config.parse(["experiments/tiny.gin"], OUTPUTS, ["mine"], run_mode="train")
+  config.parse(
+    ["experiments/tiny.gin"],
+    outputs("experiments/tiny.gin"),
+    ["mine"],
+    run_mode="train",
+  )
   assert gin.query_parameter("%UNET_CHANNELS") == (32, 32)
 
 
@@ -384,7 +412,9 @@ def test_gin_root_of_a_wheel_is_inside_the_package(tmp_path, monkeypatch):
 def test_a_user_s_mistake_is_told_before_anything_compiles(binding, says):
   with pytest.raises(config.ConfigError) as error:
     config.parse(
-      ["experiments/tiny.gin"], [*OUTPUTS, binding], run_mode="train"
+      ["experiments/tiny.gin"],
+      [*outputs("experiments/tiny.gin"), binding],
+      run_mode="train",
     )
   for part in says:
     assert part in str(error.value), error.value
