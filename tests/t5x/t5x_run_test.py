@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 FROZEN = "flax_mutables/frozen/text_encoder/"
 KINDS = ("orbax_1", "legacy_4", "legacy_1", "orbax_4")
-TEXTS = ("cab", "где", "नमस्ते", "日本") * 3
+TEXTS = ("cab", "где", "नम", "日本") * 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,26 +191,22 @@ def test_training_learns_and_leaves_what_t5x_leaves(
   assert len(learnt) > 0.5 * len(first)
 
 
-@pytest.mark.parametrize(
-  ("name", "parameter"),
-  [
-    ("legacy_4", "target.text_encoder"),
-    ("orbax_4", "flax_mutables.frozen.text_encoder"),
-  ],
-)
 def test_wide_parameters_are_split_over_pairs_of_devices(
-  trained: Callable[[str], Kind], name: str, parameter: str
+  trained: Callable[[str], Kind],
 ) -> None:
-  """Frozen ones, too: frozen_axes names their axes."""
-  checkpoint = trained(name).model_dir / "checkpoint_20"
-  parameter += ".encoder.layers_0.mlp.wi_0.kernel"
-  if "legacy" in name:  # One chunk per device of the axis "model".
-    array = json.loads((checkpoint / parameter / ".zarray").read_text())
-    assert (array["shape"], array["chunks"]) == ([16, 32], [16, 16])
-  else:
-    shardings = json.loads((checkpoint / "state" / "_sharding").read_text())
-    key = base64.b64encode(parameter.encode()).decode()
-    assert json.loads(shardings[key])["partition_spec"] == [None, "model"]
+  parameter = "text_encoder/encoder/layers_0/mlp/wi_0/kernel"
+  info = (trained("legacy_4").model_dir / "model-info.txt").read_text("utf-8")
+  [line] = [
+    x for x in info.splitlines() if x.startswith(f"Variable {parameter} ")
+  ]
+  assert "(embed=16, mlp=32)" in line and "(None, 'model')" in line
+  # Frozen ones, too: frozen_axes names their axes.
+  checkpoint = trained("orbax_4").model_dir / "checkpoint_20"
+  shardings = json.loads((checkpoint / "state" / "_sharding").read_text())
+  name = f"flax_mutables/frozen/{parameter}".replace("/", ".")
+  sharding = json.loads(shardings[base64.b64encode(name.encode()).decode()])
+  assert sharding["partition_spec"] == [None, "model"]
+  assert sharding["shape"] == [2, 2]
 
 
 def test_our_trainer_has_the_same_losses_and_ends_at_the_same_parameters(
