@@ -191,7 +191,7 @@ def peak_bytes(jaxpr: Any) -> int:
   body = _open(jaxpr)
   values: _Values = {}
   steps = list(_flat(body, values))
-  results = [values[v] for v in body.outvars if v in values]
+  results = [values[v] for v in _variables(body.outvars) if v in values]
   uses = collections.Counter(v for step in steps for v in step.operands)
   last = dict.fromkeys(results, len(steps))
   for place in range(len(steps) - 1, -1, -1):

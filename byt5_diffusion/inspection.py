@@ -7,7 +7,6 @@ is invisible as code points, and may neither fetch nor run anything.
 """
 
 import base64
-import contextlib
 import dataclasses
 import html
 import io
@@ -132,8 +131,10 @@ def _read(
   while True:
     try:
       opened = recipes.open_data(data, size, **overrides)
-      with contextlib.closing(opened):
+      try:
         return batch_view.take(opened, num_batches * size)
+      finally:
+        recipes.close(opened)
     except pipeline.EmptySplit:
       if size == 1:
         raise

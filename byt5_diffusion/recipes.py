@@ -110,6 +110,11 @@ def open_data(
   return data(batch_size=batch_size, host_index=0, host_count=1, **keywords)
 
 
+def close(batches: Any) -> None:
+  """Ends the threads of batches that have any."""
+  getattr(batches, "close", lambda: None)()
+
+
 def missing_path(path: Any) -> str | None:
   """The path as text if nothing is there; None for None or an existing one."""
   if path is None or os.path.exists(os.fspath(path)):

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from byt5_diffusion import (
+  config,
   contract,
   costs,
   evaluation,
@@ -39,6 +40,7 @@ _PREPARED = 64
 # Room for captions that a recipe cuts short.
 _LONG_TEXT = 4096
 _MODES = ("train", "eval", "infer")
+_NO_DATA = " (--no_data validates the rest without them.)"
 _log = logging.getLogger(__name__)
 
 
@@ -46,14 +48,16 @@ class Problems(list[str]):
   """What is wrong with a recipe, each in one line."""
 
   @contextlib.contextmanager
-  def collecting(self, what: str) -> Iterator[None]:
+  def collecting(self, what: str, remedy: str = "") -> Iterator[None]:
     """An error inside becomes a problem, and what comes after it goes on."""
     try:
       yield
     except Exception as error:
       _log.debug("%s", what, exc_info=True)
       for line in describe(error):
-        self.note(f"{what}: {line}")
+        # A configuration's mistakes name their own place.
+        place = "" if isinstance(error, config.ConfigError) else f"{what}: "
+        self.note(f"{place}{line}{remedy}")
 
   def note(self, problem: str) -> None:
     if problem not in self:
@@ -110,17 +114,17 @@ def validate(
   with problems.collecting(recipe):
     modes = recipes.run_modes(recipe, gin_bindings)
     facts["programs"] = modes
-    for mode in set(_MODES) - set(modes):
+    for mode in (mode for mode in _MODES if mode not in modes):
       say(f"{recipe} does not say what to {mode}.")
     # Training last: gin then holds what the rest of the work needs.
     for mode in sorted(modes, key=lambda mode: mode == "train"):
       say(f"{recipe}: reading it for {mode} ...")
       with problems.collecting(mode):
         _check_program(recipe, gin_bindings, mode, read_data, problems)
-    if "train" in modes and not problems:
-      run = _Run(recipe, gin_bindings, num_devices, problems, facts, say)
-      run.check(num_examples if read_data else 0)
-    elif "train" not in modes:
+        if mode == "train":
+          run = _Run(recipe, gin_bindings, num_devices, problems, facts, say)
+          run.check(num_examples if read_data else 0)
+    if "train" not in modes:
       problems.note(f"{recipe} trains nothing: include 'runs/train.gin'.")
   facts["problems"] = list(problems)
   return facts
@@ -140,9 +144,10 @@ def _check_program(
     return
   for name, data in arguments.items():
     if name.endswith("_data") and callable(data):
-      with problems.collecting("data"):
+      with problems.collecting("data", _NO_DATA):
         shapes = _shapes(_sample(data, 1)[0])
-        evaluation.check_batch(arguments["model"], shapes)
+        with problems.collecting("data and model"):
+          evaluation.check_batch(arguments["model"], shapes)
 
 
 # --- A training run ----------------------------------------------------------
@@ -175,8 +180,7 @@ class _Run:
       here = wanted.num_devices or jax.device_count()
       fits = here % wanted.num_partitions == 0
       num_devices = here if fits else wanted.num_partitions
-    with self.problems.collecting("devices"):
-      return wanted.planned(num_devices)
+    return wanted.planned(num_devices)
 
   def check(self, num_examples: int) -> None:
     """All stages; one that fails leaves the ones that don't need it."""
@@ -185,20 +189,17 @@ class _Run:
       self._describe_model()
     if num_examples:
       self.say("reading data ...")
-      with catch("data"):
+      with catch("data", _NO_DATA):
         self._read(num_examples)
-    with catch("data and model"):
-      self._compare()
-    if self.problems:
-      return
-    self.say("tracing the model ...")
-    with catch("model"):
-      self._plan()
     with catch("weights"):
       self._check_paths()
-    if not self.problems:
-      with catch("trial at tiny size"):
-        self._try()
+    with catch("data and model"):
+      self._compare()
+      self.say("tracing the model ...")
+      with catch("model"):
+        self._plan()
+        with catch("trial at tiny size"):
+          self._try()
 
   # --- Model and data --------------------------------------------------------
 
@@ -225,7 +226,7 @@ class _Run:
     batches = recipes.open_data(self.arguments["train_data"], 1)
     row_bytes = costs.tree_bytes(dict(next(batches)))
     count = min(num_examples, max(8, _MAX_SAMPLE_BYTES // row_bytes))
-    batches.close()
+    recipes.close(batches)
     sample = _sample(self.arguments["train_data"], count)
     self.rows = batch_view.rows(sample)[:count]
     length = dict(self.model.input_shapes()).get("text_tokens", (0, None))[1]
@@ -356,12 +357,14 @@ def _sample(
 ) -> list[dict[str, np.ndarray]]:
   """Batches of `count` rows in all, in the data's order."""
   batches = recipes.open_data(data, min(count, _READ_AT_ONCE), **overrides)
-  with contextlib.closing(batches):
+  try:
     kept = (
       {name: x for name, x in batch.items() if keep is None or name in keep}
       for batch in batches
     )
     return batch_view.take(kept, count)
+  finally:
+    recipes.close(batches)
 
 
 def _shapes(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
