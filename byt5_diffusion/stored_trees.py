@@ -353,7 +353,8 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> str:
   if target.exists():
     raise CheckpointError(f"{target} exists; it is not overwritten.")
   sha256 = tree_sha256(tree)
-  flat = {k: storable(v) for k, v in flatten_names(tree).items()}
+  # In numpy: of several hosts each has a copy, which is no array of all.
+  flat = {k: np.asarray(storable(v)) for k, v in flatten_names(tree).items()}
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
     writer.save(
       target,

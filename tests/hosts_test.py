@@ -255,7 +255,16 @@ import jax, {module}
 assert jax.process_count() == 2 and len(jax.devices()) == 2
 {train}
 """
-_LEAST = "least.train(sys.argv[1], total_steps=2)"
+_LEAST = """
+from byt5_diffusion import assignment
+least.train(sys.argv[1], total_steps=2)
+# Other weights are taken, and frozen ones drawn, by all of them together.
+initial = assignment.InitialCheckpoint(path=sys.argv[1])
+arguments = {"model": least.Model(frozen="unet/out"),
+             "initial_checkpoint": initial}
+least.train(sys.argv[1] + "_tuned", total_steps=1, **arguments)
+least.train(sys.argv[1] + "_tuned", total_steps=2, **arguments)
+"""
 _TINY = """
 from byt5_diffusion import optimizers
 class Rows(tiny.Batches):
@@ -298,6 +307,7 @@ def test_two_hosts_train_as_one(tmp_path: pathlib.Path) -> None:
     jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True
   ):
     np.testing.assert_allclose(a, b, atol=1e-6)
+  assert checkpoints.committed_steps(tmp_path / "two_tuned") == [1, 2]
   # And any other number of hosts may go on.
   assert len(checkpoints.read_data_states(tmp_path / "two/checkpoint_2")) == 2
   one = least.train(tmp_path / "one", total_steps=4)
