@@ -289,7 +289,7 @@ def train(
       if due(step, log_period):
         window = _log(step, window, writer, progress)
       checkpointer.check()
-      stopping = stop.requested  # Once: a signal may come at any time.
+      stopping = stop.agreed(step)  # Once: a signal may come at any time.
       if due(step, checkpoint_period) or stopping:
         checkpointer.save(step, state, batches.get_state(), extra)
       if stopping:

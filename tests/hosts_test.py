@@ -319,6 +319,30 @@ def test_two_hosts_train_as_one(tmp_path: pathlib.Path) -> None:
   assert len(checkpoints.read_data_states(tmp_path / "two/checkpoint_4")) == 1
 
 
+_STOP = """
+import os, signal
+class Signalling(least.Batches):
+  def __next__(self):
+    if self._next == 13 and self._streams[0]:  # of the second host
+      os.kill(os.getpid(), signal.SIGTERM)
+    return super().__next__()
+least.train(sys.argv[1], total_steps=1000, checkpoint_period=1000,
+            log_period=1000, train_data=Signalling)
+"""
+
+
+def test_a_signal_to_one_host_stops_all_at_one_step(
+  tmp_path: pathlib.Path,
+) -> None:
+  code = _TRAIN.format(module="least", train=_STOP)
+  address = f"localhost:{free_port()}"
+  processes = [start("-c", code, tmp_path, address, i) for i in range(2)]
+  outputs = [process.communicate(timeout=120)[0] for process in processes]
+  codes = [process.returncode for process in processes]
+  assert codes == [143, 143], "\n".join(outputs)
+  assert checkpoints.committed_steps(tmp_path) == [20]
+
+
 @pytest.mark.slow
 def test_two_hosts_train_a_unet_as_one(tmp_path: pathlib.Path) -> None:
   found = train_on_two(tmp_path / "two", "least, tiny", _TINY)
