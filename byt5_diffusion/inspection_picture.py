@@ -63,11 +63,10 @@ def _summary(view: inspection.View) -> list[str]:
     listed = ", ".join(f"{name}: {count}" for name, count in counts)
     lines.append(f"{title}: {listed}")
   rejected = view.facts["rejected"]
-  reasons = "".join(f", {n} {why}" for why, n in rejected["reasons"].items())
-  lines.append(
-    f"records read ahead: {rejected['accepted']} accepted, "
-    f"{rejected['rejected']} rejected{reasons}"
+  reasons = "".join(
+    f", {n} {why}" for why, n in sorted(rejected["reasons"].items())
   )
+  lines.append(f"rejected: {rejected['rejected']}{reasons}")
   return lines
 
 
@@ -218,5 +217,5 @@ def _lines(string: str, width: int, size: float, rtl: bool) -> list[str]:
     lines.append("".join(rest[:end]).rstrip())
     rest = rest[end:]
   if rest:
-    lines[-1] += "..."
+    lines[-1] = "".join(text.graphemes(lines[-1])[:-4]) + "..."
   return [line or " " for line in lines]

@@ -7,6 +7,7 @@ import argparse
 import json
 import pathlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,12 @@ def _say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
+def _clock() -> Callable[[str], None]:
+  """As _say, with the seconds that have passed."""
+  start = time.monotonic()
+  return lambda line: _say(f"{time.monotonic() - start:5.1f} s  {line}")
+
+
 def _path(flags: argparse.Namespace, *suffixes: str) -> pathlib.Path | None:
   if flags.out is None:
     return None
@@ -88,7 +95,7 @@ def _validate(flags: argparse.Namespace) -> None:
     num_devices=flags.devices,
     num_examples=flags.examples,
     read_data=not flags.no_data,
-    say=_say,
+    say=_clock(),
   )
   text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
   if path is not None:
@@ -122,7 +129,7 @@ def _inspect(flags: argparse.Namespace) -> None:
     split=flags.split,
     num_batches=flags.batches,
     seed=flags.seed,
-    say=_say,
+    say=_clock(),
   )
   if path is not None:
     if path.suffix.lower() == ".html":

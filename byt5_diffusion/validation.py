@@ -72,7 +72,8 @@ def describe(error: Exception) -> list[str]:
   lines = message.splitlines() or [kind.__name__]
   if ours:
     return lines
-  if kind in (ValueError, OSError, ImportError):
+  # gin raises proxies, whose types are only named like the true ones.
+  if isinstance(error, (ValueError, OSError, ImportError)):
     return [" ".join(lines)]
   return [f"{kind.__name__}: {' '.join(lines)[:500]}"]
 

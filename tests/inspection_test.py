@@ -124,7 +124,7 @@ def test_a_row_is_what_the_batch_says():
   assert (first.text, first.num_bytes, first.script) == ("abc", 3, "Latn")
   assert second.num_bytes == 6 and second.tokens.tolist()[-1] == text.EOS_ID
   assert second.example_id == "0000000200000003"
-  assert first.size == "8 x 16" and first.picture.shape == (8, 16, 3)
+  assert first.size == "8x16" and first.picture.shape == (8, 16, 3)
 
 
 def test_pixels_come_back_to_the_bit():
@@ -140,7 +140,7 @@ def test_patches_are_put_back_wherever_they_stand():
   shuffled = rng.permutation(np.pad(rows, [(0, 5), (0, 0)]))
   np.testing.assert_array_equal(batch_view.join(shuffled), image)
   row = batch_view.Row(batch=0, index=0, arrays={"patches": shuffled})
-  assert row.size == "3 x 5 patches"
+  assert row.size == "3x5 patches"
   assert "patches 15 of 20" in inspection.described(row)
 
 
