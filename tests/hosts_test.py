@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
-from byt5_diffusion import checkpoints, hosts, optimizers
+from byt5_diffusion import checkpoints, host_meeting, hosts, optimizers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -43,7 +43,7 @@ def start(*command: Any, **options: Any) -> subprocess.Popen[str]:
 def meet(place: hosts.Place, timeout: float, outcome: dict[int, str]) -> None:
   """The meeting alone, without JAX; for a thread."""
   deadline = time.monotonic() + timeout
-  side = hosts._call if place.process_index else hosts._gather
+  side = host_meeting.call if place.process_index else host_meeting.gather
   try:
     side(place, deadline, timeout)
     outcome[id(place)] = "met"
@@ -134,7 +134,7 @@ def test_strangers_do_not_disturb_and_the_restarted_may_return() -> None:
     b"x" * 5000,
     b"\xff\n",
     b"",
-    hosts._line(hosts._hello(second)),
+    host_meeting._line(host_meeting._hello(second)),
   ):
     stranger = socket.create_connection(("localhost", first.port))
     stranger.sendall(line)
@@ -331,6 +331,7 @@ least.train(sys.argv[1], total_steps=1000, checkpoint_period=1000,
 """
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_at_one_step(
   tmp_path: pathlib.Path,
 ) -> None:

@@ -266,6 +266,14 @@ def test_files_that_say_nonsense_are_passed_by(copy: pathlib.Path) -> None:
   assert "\x1b" not in text and "loss 2" in text
 
 
+def test_of_a_long_log_the_end_counts(copy: pathlib.Path) -> None:
+  lines = [json.dumps({"step": i, "train/loss": i / 2}) for i in range(9999)]
+  (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+  assert run_info.describe(copy)["metrics"] == {
+    "train": {"step": 9998, "loss": 4999.0}
+  }
+
+
 def test_a_step_that_is_not_there(run: pathlib.Path) -> None:
   with pytest.raises(checkpoints.CheckpointError, match=r"step 7; it has \[1"):
     run_info.describe(run, step=7)
