@@ -414,9 +414,11 @@ RECIPES = sorted(
 def test_t5x_reads_every_recipe(
   server: t5x_command.Server, recipe: str
 ) -> None:
-  """Its names exist, and nothing but the folder of a run is left open."""
+  """Its names exist, and nothing but the user's paths is left open."""
   flags = ["--run_mode=train", f"--gin_file={recipe}", "--dry_run"]
-  server.run(*flags, "--gin.MODEL_DIR='/nowhere'", devices=1)
+  paths = ["MODEL_DIR", "INITIAL_CHECKPOINT_PATH"]  # The second of few.
+  flags += [f"--gin.{name}='/nowhere'" for name in paths]
+  server.run(*flags, devices=1)
 
 
 @pytest.mark.parametrize(
