@@ -86,8 +86,13 @@ def make(
   )
 
 
-def describe(plan: Plan) -> Facts:
+def describe(plan: Plan, compile_step: bool = False) -> Facts:
   """All that is known of it: plain JSON.
+
+  Args:
+    plan: of `make`.
+    compile_step: ask XLA, on this machine, for the memory of the whole step,
+      which may take minutes; otherwise it is estimated (costs.peak_bytes).
 
   Returns:
     "parameters" by collection, part and module; "mesh"; "arrays", each with its
@@ -103,9 +108,11 @@ def describe(plan: Plan) -> Facts:
   facts |= _layout(plan)
   step = trace_step(plan)
   gradients = facts["memory"][-1]["bytes"]
-  facts["memory"].append(
-    activations(plan, costs.peak_bytes(step.jaxpr) - gradients, "estimate")
-  )
+  if compile_step:
+    peak, how = _xla_peak_bytes(step), f"XLA on {jax.default_backend()}"
+  else:
+    peak, how = costs.peak_bytes(step.jaxpr), "estimate"
+  facts["memory"].append(activations(plan, peak - gradients, how))
   facts["operations"] = _operations(plan, step)
   return facts
 
@@ -160,7 +167,7 @@ def activations(plan: Plan, size: int, how: str) -> Facts:
   Args:
     plan: its data axis shares them out.
     size: bytes on all devices.
-    how: "estimate" (costs.peak_bytes) or "XLA".
+    how: who says so.
   """
   return {
     "what": ACTIVATIONS,
@@ -234,6 +241,15 @@ def trace_step(plan: Plan) -> Any:
   return jax.jit(step, donate_argnums=0).trace(
     plan.state, plan.frozen, plan.batch, jax.random.key(0)
   )
+
+
+def _xla_peak_bytes(step: Any) -> int:
+  """Temporary memory of the step, as XLA plans it for one device."""
+  options: dict[str, Any] = {}
+  if jax.default_backend() == "cpu":
+    # A plan is wanted, not fast code.
+    options = {"xla_backend_optimization_level": 0}
+  return step.lower().compile(options).memory_analysis().temp_size_in_bytes
 
 
 def uses(

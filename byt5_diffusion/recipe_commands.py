@@ -36,6 +36,11 @@ def add(add_command: Callable[..., Any], recipe_help: str) -> None:
   command.add_argument(
     "--no_data", action="store_true", help="the data are not on this machine"
   )
+  command.add_argument(
+    "--compile",
+    action="store_true",
+    help="ask the compiler for the step's memory: may take minutes",
+  )
   _add_output(command, "report.html or report.json")
   command = add_command("inspect", _INSPECT_HELP, _inspect)
   command.add_argument("recipe", help=recipe_help)
@@ -95,6 +100,7 @@ def _validate(flags: argparse.Namespace) -> None:
     num_devices=flags.devices,
     num_examples=flags.examples,
     read_data=not flags.no_data,
+    compile_step=flags.compile,
     say=_clock(),
   )
   text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"

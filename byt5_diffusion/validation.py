@@ -85,6 +85,7 @@ def validate(
   num_devices: int | None = None,
   num_examples: int = 256,
   read_data: bool = True,
+  compile_step: bool = False,
   say: Callable[[str], None] = lambda line: None,
 ) -> Facts:
   """Builds all of a recipe and counts what it costs.
@@ -96,12 +97,13 @@ def validate(
       NUM_PARTITIONS wants.
     num_examples: read for the figures of the data.
     read_data: False opens no data: for a machine that has not got them.
+    compile_step: as planning.describe.
     say: gets a line per stage.
 
   Returns:
-    Plain JSON: "recipe", "model", "batch", "parameters", "layout", "memory",
-    "operations", "data", "caches", "trial" as far as they could be found out,
-    and "problems", a list of lines that is empty for a sound recipe.
+    Plain JSON: "recipe", "model", "batch", "parameters", "arrays", "mesh",
+    "memory", "operations", "data", "caches", "trial" as far as they could be
+    found out, and "problems", a list of lines that is empty for a sound recipe.
 
   Raises:
     ValueError: num_devices or num_examples is not positive.
@@ -124,7 +126,7 @@ def validate(
         _check_program(recipe, gin_bindings, mode, read_data, problems)
         if mode == "train":
           run = _Run(recipe, gin_bindings, num_devices, problems, facts, say)
-          run.check(num_examples if read_data else 0)
+          run.check(num_examples if read_data else 0, compile_step)
     if "train" not in modes:
       problems.note(f"{recipe} trains nothing: include 'runs/train.gin'.")
   facts["problems"] = list(problems)
@@ -183,7 +185,7 @@ class _Run:
       num_devices = here if fits else wanted.num_partitions
     return wanted.planned(num_devices)
 
-  def check(self, num_examples: int) -> None:
+  def check(self, num_examples: int, compile_step: bool) -> None:
     """All stages; one that fails leaves the ones that don't need it."""
     catch = self.problems.collecting
     with catch("model"):
@@ -198,7 +200,7 @@ class _Run:
       self._compare()
       self.say("tracing the model ...")
       with catch("model"):
-        self._plan()
+        self._plan(compile_step)
         with catch("trial at tiny size"):
           self._try()
 
@@ -300,7 +302,7 @@ class _Run:
           "other."
         )
 
-  def _plan(self) -> None:
+  def _plan(self, compile_step: bool) -> None:
     batch = {
       row["key"]: jax.ShapeDtypeStruct(
         tuple(row["model"]), np.dtype(row["dtype"])
@@ -310,7 +312,7 @@ class _Run:
     }
     plan = planning.make(self.arguments, batch, self.partitioning)
     self.say("tracing a step and counting what it costs ...")
-    self.facts |= planning.describe(plan)
+    self.facts |= planning.describe(plan, compile_step)
     self._add_caches(planning.embeddings(plan))
 
   def _add_caches(self, embeddings: Facts | None) -> None:

@@ -15,7 +15,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; padding: 0 1em;
   max-width: 68em; color: #222; background: #fff; }
 table { border-collapse: collapse; } td, th { padding: .2em .8em;
   border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; }
+td:first-child, th:first-child { text-align: left; white-space: pre; }
 .note { color: #555; font-size: .9em; max-width: 48em; }
 .ok { color: #1a7f37; } .bad { color: #b42318; }
 """
@@ -208,11 +208,14 @@ def _memory(facts: Facts) -> list[Table]:
     sum(row[key] for row in kinds) for key in ("bytes", "bytes_per_device")
   )
   rows.append(("total", size(whole), size(device)))
-  note = (
-    "Activations: estimated from the traced step. The most bytes that are alive"
-    " at once, gradients aside, elementwise results with one use taken to be"
-    " fused; a compiler may need more or less."
-  )
+  how = kinds[-1].get("how", "estimate")
+  note = f"Activations: the temporary memory of the step, by {how}."
+  if how == "estimate":
+    note = (
+      "Activations: estimated from the traced step. The most bytes that are"
+      " alive at once, gradients aside, elementwise results with one use taken"
+      " to be fused; a compiler may need more or less."
+    )
   columns = ("training memory", "all devices", "a device")
   return [Table(title="Memory", columns=columns, rows=rows, note=note)]
 

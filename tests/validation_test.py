@@ -80,7 +80,7 @@ def no_trial(monkeypatch):
 
 @pytest.fixture
 def no_plan(monkeypatch):
-  monkeypatch.setattr(validation._Run, "_plan", lambda self: None)
+  monkeypatch.setattr(validation._Run, "_plan", lambda *unused: None)
   monkeypatch.setattr(validation._Run, "_try", lambda self: None)
 
 
@@ -202,6 +202,16 @@ def test_a_product_s_step_is_its_closed_form():
   assert rows["averaged parameters"] == 0
 
 
+def test_the_compiler_s_memory_is_told_as_its_own():
+  plan = plan_of(OneProduct())
+  row = planning.describe(plan, compile_step=True)["memory"][-1]
+  assert row["what"] == "activations" and row["how"] == "XLA on cpu"
+  estimate = planning.describe(plan)["memory"][-1]
+  assert estimate["how"] == "estimate"
+  facts = {"memory": [row], "problems": []}
+  assert "by XLA on cpu" in validation_report.to_text(facts)
+
+
 def test_a_plan_for_many_devices_shares_out_what_its_rules_say():
   rules = [("embed", "data"), ("mlp", None)]
   found = planning.describe(plan_of(OneProduct(), 8, rules))
@@ -296,7 +306,7 @@ def test_a_mistake_in_the_recipe_is_told_once():
 
 
 def test_a_loss_that_is_not_finite_is_a_problem(recipe, monkeypatch):
-  monkeypatch.setattr(planning, "describe", lambda plan: {"memory": []})
+  monkeypatch.setattr(planning, "describe", lambda *unused: {"memory": []})
   ran = {"train_loss": None, "eval_loss": 1.0, "seconds": 0.0}
   ran |= {"data": "real", "batch_size": 2}
   monkeypatch.setattr(trial, "run", lambda *unused: ran)
