@@ -1,8 +1,8 @@
 """One training per folder: MODEL_DIR/train.lock.
 
 The lock is the kernel's (flock), so it ends with the process that holds it,
-however that dies; the file stays, and means nothing by itself. Network file
-systems may not honour it between machines (NFS before Linux 2.6.12, some
+however that dies; a file that is left behind means nothing by itself. Network
+file systems may not honour it between machines (NFS before Linux 2.6.12, some
 FUSE and Lustre mounts): there two trainings of one folder are not noticed.
 """
 
@@ -42,13 +42,28 @@ def held(folder: str | os.PathLike[str]) -> Iterator[None]:
   path = pathlib.Path(folder) / FILE
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
   except FileExistsError as error:
     raise LockedError(f"{path.parent} is a file, not a directory.") from error
-  with file:
-    if fcntl is not None:
+  with _open_locked(path):
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)  # While it is still locked.
+
+
+def _open_locked(path: pathlib.Path) -> IO[str]:
+  while True:
+    file = path.open("a+", encoding="utf-8")
+    try:
       _take(file, path)
-    yield
+      found = os.fstat(file.fileno())
+      if path.exists() and os.path.samestat(found, path.stat()):
+        return file
+    except BaseException:
+      file.close()
+      raise
+    # Its holder removed it while this process waited: a lock on nothing.
+    file.close()
 
 
 def holder(folder: str | os.PathLike[str]) -> str | None:
@@ -56,7 +71,10 @@ def holder(folder: str | os.PathLike[str]) -> str | None:
   path = pathlib.Path(folder) / FILE
   if fcntl is None or not path.is_file():
     return None
-  with path.open(encoding="utf-8", errors="replace") as file:
+  with (
+    contextlib.suppress(FileNotFoundError),  # It has just ended.
+    path.open(encoding="utf-8", errors="replace") as file,
+  ):
     try:
       # Shared, for a moment: two who ask do not take each other for a training.
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -106,6 +106,21 @@ def test_other_hosts_of_a_run_do_not_lock(tmp_path):
   assert calls == [tmp_path]
 
 
+def test_a_lock_on_a_removed_file_is_not_believed(tmp_path, monkeypatch):
+  """Between opening the file and locking it, its holder has removed it."""
+  lock = run_lock._lock
+
+  def remove_and_lock(file):
+    monkeypatch.setattr(run_lock, "_lock", lock)
+    (tmp_path / run_lock.FILE).unlink()
+    lock(file)
+
+  monkeypatch.setattr(run_lock, "_lock", remove_and_lock)
+  with run_lock.held(tmp_path):
+    assert str(os.getpid()) in run_lock.holder(tmp_path)
+  assert not os.listdir(tmp_path)  # An orderly end leaves nothing.
+
+
 def test_a_file_in_place_of_the_folder(tmp_path):
   (tmp_path / "x").write_text("")
   with pytest.raises(run_lock.LockedError, match="x is a file"):
