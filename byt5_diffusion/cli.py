@@ -1,16 +1,13 @@
-"""The command `byt5-diffusion`: train, eval, prepare, generate, ocr, ...
+"""The command `byt5-diffusion`: train, eval, read, prepare, and others.
 
-`validate` and `inspect` are in recipe_commands.py.
+Those of finished models are in model_commands.py, those that look at a recipe
+in recipe_commands.py.
 """
 
 import argparse
-import dataclasses
 import functools
-import json
 import os
-import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,22 +18,22 @@ from byt5_diffusion import (
   config,
   config_program,
   hosts,
-  output_files,
+  model_commands,
   recipe_commands,
 )
 from byt5_diffusion import main as main_lib
 
 ConfigError = config.ConfigError
-make_folder = output_files.make_folder
 _EXAMPLES = """\
 examples:
   byt5-diffusion train experiments/tiny.gin --model_dir /tmp/tiny
   byt5-diffusion train experiments/tiny.gin --model_dir /tmp/tiny \\
     --gin.TRAIN_STEPS=500 --gin.adamw.weight_decay=0
   byt5-diffusion eval experiments/tiny.gin --model_dir /tmp/tiny
+  byt5-diffusion read experiments/tiny_ocr.gin --model_dir /tmp/reader
   byt5-diffusion prepare experiments/tiny.gin --output_dir /tmp/words
   byt5-diffusion generate "hello" --model_dir /tmp/tiny --out hello.png
-  byt5-diffusion ocr hello.png --model_dir /tmp/tiny
+  byt5-diffusion ocr hello.png --model_dir /tmp/reader
   byt5-diffusion validate experiments/tiny.gin
   byt5-diffusion inspect experiments/tiny.gin --out batches.html
 """
@@ -72,6 +69,18 @@ def _eval(flags: argparse.Namespace) -> None:
     bindings.append(f"evaluation.evaluate.step={flags.step}")
   main_lib.run("eval", [flags.recipe], [*bindings, *flags.gin_bindings])
   print(f"Wrote {os.path.join(output, 'metrics.json')}.")
+
+
+def _read(flags: argparse.Namespace) -> None:
+  output = flags.output_dir or os.path.join(flags.model_dir, "read")
+  bindings = [
+    _string("CHECKPOINT_PATH", flags.model_dir),
+    _string("READ_OUTPUT_DIR", output),
+  ]
+  if flags.step is not None:
+    bindings.append(f"reading.read_data.step={flags.step}")
+  main_lib.run("read", [flags.recipe], [*bindings, *flags.gin_bindings])
+  print(f"Wrote {os.path.join(output, 'scores.json')}.")
 
 
 def _prepare(flags: argparse.Namespace) -> None:
@@ -111,101 +120,6 @@ def _feature_converter(program: config_program.Program) -> Any:
   return gin.get_bindings("FEATURE_CONVERTER_CLS/gin.macro")["value"]
 
 
-def _generate(flags: argparse.Namespace) -> None:
-  if flags.gin_bindings:
-    raise ConfigError("generate takes no --gin. flags: the model is finished.")
-  paths = output_paths(flags.out, len(flags.texts))
-  taken = [str(path) for path in paths if path.exists()]
-  if taken and not flags.overwrite:
-    raise ConfigError(
-      f"{', '.join(taken)} exists. Choose another --out or give --overwrite."
-    )
-  make_folder(paths[0].parent)
-  from byt5_diffusion import inference
-
-  generator = inference.Generator.from_model_dir(
-    flags.model_dir,
-    step=flags.step,
-    use_ema=not flags.raw,
-    trust_config=flags.trust_config,
-    batch_size=min(len(flags.texts), flags.batch_size),
-  )
-  images = generator.generate(
-    flags.texts,
-    seed=flags.seed,
-    guidance_scale=flags.guidance_scale,
-    num_steps=flags.num_steps,
-    progress=sys.stderr.isatty(),
-  )
-  for path, image in zip(paths, images, strict=True):
-    save_png(path, image)
-    print(f"Wrote {path}.")
-
-
-def _ocr(flags: argparse.Namespace) -> None:
-  if flags.gin_bindings:
-    raise ConfigError("ocr takes no --gin. flags: the model is finished.")
-  from byt5_diffusion import reading
-  from byt5_diffusion.data import images
-
-  # All pictures first: a bad one is said before a model is loaded.
-  pictures = [images.decode_image(path) for path in flags.images]
-  reader = reading.Reader.from_model_dir(
-    flags.model_dir,
-    step=flags.step,
-    use_ema=not flags.raw,
-    trust_config=flags.trust_config,
-    batch_size=min(len(pictures), flags.batch_size),
-  )
-  found = reader.read(
-    pictures, beam_size=flags.beam_size, progress=sys.stderr.isatty()
-  )
-  for path, one in zip(flags.images, found, strict=True):
-    if flags.json:
-      record = {"image": path, **dataclasses.asdict(one)}
-      print(json.dumps(record, ensure_ascii=False))
-    elif len(found) > 1:
-      print(f"{path}: {one.text}")
-    else:
-      print(one.text)
-
-
-def _info(flags: argparse.Namespace) -> None:
-  from byt5_diffusion import run_info
-
-  report = run_info.describe(flags.model_dir, flags.step)
-  if flags.json:
-    print(json.dumps(report, indent=1))
-  else:
-    print(run_info.text_of(report))
-
-
-def output_paths(out: str, count: int) -> list[pathlib.Path]:
-  """x.png for one image; x-0.png, x-1.png, ... for several."""
-  path = pathlib.Path(out)
-  if path.suffix.lower() != ".png":
-    raise ConfigError(f"--out {out}: must end in .png.")
-  if count == 1:
-    return [path]
-  return [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
-
-
-def save_png(path: pathlib.Path, image: Any) -> None:
-  """Writes the whole file or none; makes the folder."""
-  from PIL import Image
-
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      Image.fromarray(image).save(file, format="PNG")
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
 def _string(name: str, value: str) -> str:
   return f"{name}={value!r}"
 
@@ -213,7 +127,8 @@ def _string(name: str, value: str) -> str:
 # --- the parser --------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Any]:
+  """The parser, and its commands by name (`choices`)."""
   parser = main_lib.Parser(
     prog="byt5-diffusion",
     description="Text-to-image diffusion models that can spell.",
@@ -231,23 +146,27 @@ def _parser() -> argparse.ArgumentParser:
   )
   _add_train(commands)
   _add_eval(commands)
+  _add_read(commands)
   _add_prepare(commands)
-  _add_generate(commands)
-  _add_ocr(commands)
-  _add_info(commands)
-  recipe_commands.add(functools.partial(_add, commands), _GIN_HELP)
-  return parser
+  add_command = functools.partial(_add, commands)
+  model_commands.add(add_command)
+  recipe_commands.add(add_command, _GIN_HELP)
+  return parser, commands
 
 
 def _add(
-  commands: Any, name: str, help_text: str, body: Callable[..., None]
+  commands: Any,
+  name: str,
+  help_text: str,
+  body: Callable[..., None],
+  takes_gin: bool = True,
 ) -> Any:
   command = commands.add_parser(
     name,
     help=help_text,
     description=help_text[0].upper() + help_text[1:] + ".",
     allow_abbrev=False,
-    epilog=_GIN_EPILOG if name not in ("generate", "ocr") else None,
+    epilog=_GIN_EPILOG if takes_gin else None,
   )
   command.set_defaults(body=body)
   return command
@@ -272,6 +191,16 @@ def _add_eval(commands: Any) -> None:
   command.add_argument("recipe", help=_GIN_HELP)
   command.add_argument("--model_dir", required=True, help="a run's folder")
   command.add_argument("--output_dir", help="default: MODEL_DIR/eval")
+  command.add_argument("--step", type=int, help="default: the last checkpoint")
+
+
+def _add_read(commands: Any) -> None:
+  command = _add(
+    commands, "read", "read a recipe's pictures and score it, by script", _read
+  )
+  command.add_argument("recipe", help=_GIN_HELP)
+  command.add_argument("--model_dir", required=True, help="a run's folder")
+  command.add_argument("--output_dir", help="default: MODEL_DIR/read")
   command.add_argument("--step", type=int, help="default: the last checkpoint")
 
 
@@ -300,85 +229,12 @@ def _add_prepare(commands: Any) -> None:
   )
 
 
-def _add_generate(commands: Any) -> None:
-  command = _add(commands, "generate", "draw texts", _generate)
-  command.add_argument(
-    "texts", nargs="+", metavar="TEXT", help="one image each"
-  )
-  command.add_argument("--model_dir", required=True, help="a run's folder")
-  command.add_argument(
-    "--out",
-    required=True,
-    help="x.png; several texts are written to x-0.png, x-1.png, ...",
-  )
-  command.add_argument(
-    "--overwrite", action="store_true", help="replace files that exist"
-  )
-  command.add_argument(
-    "--seed", type=int, default=0, help="of the noise; default: 0"
-  )
-  command.add_argument(
-    "--guidance_scale", type=float, help="1 is off; default: the model's"
-  )
-  command.add_argument(
-    "--num_steps", type=int, help="of the sampler; default: the model's"
-  )
-  _add_weights(command)
-
-
-def _add_ocr(commands: Any) -> None:
-  command = _add(commands, "ocr", "read pictures", _ocr)
-  command.add_argument(
-    "images", nargs="+", metavar="IMAGE", help="a PNG, JPEG, WebP, ... file"
-  )
-  command.add_argument(
-    "--model_dir", required=True, help="the folder of a run that reads"
-  )
-  command.add_argument(
-    "--beam_size", type=int, help="1 is greedy; default: the model's"
-  )
-  command.add_argument(
-    "--json",
-    action="store_true",
-    help="one JSON object per picture, with confidences",
-  )
-  _add_weights(command)
-
-
-def _add_info(commands: Any) -> None:
-  command = _add(commands, "info", "say what a folder holds", _info)
-  command.add_argument(
-    "model_dir", help="a run's folder, a tree of weights, or T5X's checkpoint"
-  )
-  command.add_argument("--step", type=int, help="default: the last checkpoint")
-  command.add_argument("--json", action="store_true", help="for programs")
-
-
-def _add_weights(command: Any) -> None:
-  """Which weights of a run, and how they are used."""
-  command.add_argument("--step", type=int, help="default: the last checkpoint")
-  command.add_argument(
-    "--raw", action="store_true", help="weights as trained, not averaged"
-  )
-  command.add_argument(
-    "--batch_size", type=int, default=8, help="at a time; default: 8"
-  )
-  command.add_argument(
-    "--trust_config",
-    action="store_true",
-    help="let model.gin name any code: only if you trust its author",
-  )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
   """The console script; returns the exit code."""
   arguments = sys.argv[1:] if arguments is None else list(arguments)
   bindings, rest = main_lib.gin_flags(arguments)
-  parser = _parser()
-  known = (
-    *("train", "eval", "prepare", "generate", "ocr", "info"),
-    *("validate", "inspect"),
-  )
+  parser, commands = _parser()
+  known = tuple(commands.choices)
   if rest and not rest[0].startswith("-") and rest[0] not in known:
     parser.error(
       f"there is no command {rest[0]}."

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import checkpoints, cli, config, train_state
-from byt5_diffusion.data import folder, fonts, text
+from byt5_diffusion.data import folder, fonts, pictures, text
 
 TINY = "experiments/tiny.gin"
 OWN = "experiments/own_pictures_64.gin"
+JOINT = "experiments/tiny_joint.gin"
 SMALL = [
   "--gin.BATCH_SIZE=8",
   "--gin.UNET_CHANNELS=(8,)",
@@ -68,6 +69,8 @@ def work(
   """A working directory with things that are not what they should be."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / "file").write_text("something")
+  (tmp_path / "page.html").write_text("mine")
+  Image.new("RGB", (9, 5)).save(tmp_path / "picture.png")
   (tmp_path / "empty").mkdir()
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "a").write_text("mine")
@@ -166,7 +169,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
   ),
   "another size than the task's": (
     train("new", "--gin.IMAGE_HEIGHT=32"),
-    ["draws 16 x 40", "image = 32"],
+    ["is 32", "are 16 x 40"],
   ),
   "no room for a caption": (
     train("new", "--gin.MAX_TEXT_LENGTH=0"),
@@ -209,6 +212,81 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ["eval", TINY, "--model_dir", "empty"],
     ["empty holds no complete checkpoint"],
   ),
+  "picture that is not there": (
+    ["ocr", "nowhere.png", "--model_dir", "run"],
+    ["nowhere.png"],
+  ),
+  "picture that is none": (
+    ["ocr", "file", "--model_dir", "run"],
+    ["file", "not an image"],
+  ),
+  "reading by a model that draws": (
+    ["ocr", "picture.png", "--model_dir", "run"],
+    ["run", "draws, but does not read", "models/joint.gin"],
+  ),
+  "reading without a model": (
+    ["ocr", "picture.png", "--model_dir", "empty"],
+    ["empty/model.gin"],
+  ),
+  "recipe that does not read": (
+    ["read", TINY, "--model_dir", "run"],
+    ["runs/read.gin"],
+  ),
+  "info of nothing": (["info", "nowhere"], ["nowhere"]),
+  "info of a file": (["info", "file"], ["file"]),
+  "info of a step that is not there": (
+    ["info", "run", "--step=99"],
+    ["99", "[3]"],
+  ),
+  "info with settings": (
+    ["info", "run", "--gin.X=1"],
+    ["info takes no --gin."],
+  ),
+  "validating a recipe that is not there": (
+    ["validate", "experiments/tyni.gin"],
+    ["no gin file experiments/tyni.gin"],
+  ),
+  "validating with a mistyped setting": (
+    ["validate", TINY, "--gin.TRAIN_STEP=5"],
+    ["TRAIN_STEP", "TRAIN_STEPS"],
+  ),
+  "validating into something else": (
+    ["validate", TINY, "--no_data", "--out", "report.pdf"],
+    ["report.pdf", ".html"],
+  ),
+  "inspecting no batches": (["inspect", TINY, "--batches=0"], ["batches"]),
+  "inspecting over a file": (
+    ["inspect", TINY, "--out", "page.html"],
+    ["page.html exists", "--overwrite"],
+  ),
+  "inspecting a split that is not there": (
+    ["inspect", TINY, "--split=trian", "--json"],
+    ["'trian'", "train"],
+  ),
+  "starting from nothing": (
+    train("new", "--initial_checkpoint", "nowhere"),
+    ["nowhere"],
+  ),
+  "starting from another model": (
+    train("new", "--initial_checkpoint", "run", "--gin.UNET_CHANNELS=(16,)"),
+    ["unet/conv_in", "float32[8]", "float32[16]"],
+  ),
+  "rules that match nothing": (
+    train(
+      "new",
+      "--initial_checkpoint=run",
+      "--gin.ASSIGNMENT_RULES=[('unte/.*', None), ('(.*)', r'\\1')]",
+    ),
+    ["unte/.*", "matches no parameter"],
+  ),
+  "hosts without an address": (
+    train("new", "--process_count=2", "--process_index=0"),
+    ["--coordinator_address"],
+  ),
+  "a reader's recipe with a patch that does not fit": (
+    train("new", "--gin.PATCH_SIZE=3", "--gin.BATCH_SIZE=8", recipe=JOINT),
+    ["patch_size=3", "image_size=(16, 40)"],
+  ),
   "recipe that is no text": (
     ["train", "binary.gin", "--model_dir", "new"],
     ["binary.gin", "cannot be read as text"],
@@ -242,6 +320,7 @@ def test_a_mistake_ends_with_code_2_and_an_answer(
   left = {path.name for path in work.rglob("*")} - set(before)
   assert left <= {"new"}, left
   assert (work / "full" / "a").read_text() == "mine"
+  assert (work / "page.html").read_text() == "mine"
   assert checkpoints.committed_steps(work / "run") == [SAVED_STEP]
 
 
@@ -268,6 +347,7 @@ def test_any_caption_file_can_be_read(tmp_path: pathlib.Path) -> None:
     (tmp_path / f"{name}.txt").write_bytes(raw)
     Image.new("RGB", (9, 5)).save(tmp_path / f"{name}.png")
   source = folder.FolderSource(tmp_path, validation_share=0)
+  frame = pictures.Frame(height=4, width=4)
   for i, (_, caption) in enumerate(captions.values()):
-    example = source.read("train", i, height=4, width=4, max_length=16)
+    example = source.read("train", i, picture=frame, max_length=16)
     assert text.decode(example["text_tokens"]) == caption

@@ -1,5 +1,6 @@
 """The two command lines: what they call, refuse, write and leave alone."""
 
+import os
 import subprocess
 import sys
 import types
@@ -10,7 +11,13 @@ import pytest
 from PIL import Image
 
 import byt5_diffusion
-from byt5_diffusion import cli, config, feature_converters, inference
+from byt5_diffusion import (
+  cli,
+  config,
+  feature_converters,
+  inference,
+  model_commands,
+)
 from byt5_diffusion import main as main_lib
 
 TOY = """
@@ -321,9 +328,9 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
   def fail(*unused, **keywords):
     raise OSError("disk full")
 
-  monkeypatch.setattr(Image.Image, "save", fail)
+  monkeypatch.setattr(os, "replace", fail)
   with pytest.raises(OSError, match="disk full"):
-    cli.save_png(tmp_path / "x.png", np.zeros((2, 2, 3), np.uint8))
+    model_commands.save_png(tmp_path / "x.png", np.zeros((2, 2, 3), np.uint8))
   assert not list(tmp_path.iterdir())
 
 

@@ -52,7 +52,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   # gin names these; nobody imports them.
   "tasks": ("tasks.*", "data"),
   "commands": (
-    "cli demo main recipe_commands",
+    "cli demo main model_commands recipe_commands",
     "package machinery programs data models scores",
   ),
   "tools": (
