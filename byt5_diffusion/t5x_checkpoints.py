@@ -18,6 +18,7 @@ is pickled; a file that a link puts outside of the folder is refused.
 
 import concurrent.futures
 import json
+import math
 import os
 import pathlib
 import re
@@ -64,7 +65,7 @@ class _Zarr(NamedTuple):
   order: str
   separator: str
   compressed: bool
-  fill: float
+  fill: float | None
 
 
 def layout(path: str | os.PathLike[str]) -> str | None:
@@ -310,6 +311,7 @@ def _parse_zarray(content: Any, folder: pathlib.Path) -> _Zarr:
   separator = content.get("dimension_separator", ".")
   if separator != ".":
     raise ValueError(f"dimension_separator {separator!r} is not read")
+  fill = content.get("fill_value")
   return _Zarr(
     folder=folder,
     shape=shape,
@@ -318,14 +320,22 @@ def _parse_zarray(content: Any, folder: pathlib.Path) -> _Zarr:
     order=content["order"],
     separator=separator,
     compressed=compressor is not None,
-    fill=float(content.get("fill_value") or 0),
+    fill=None if fill is None else float(fill),
   )
 
 
 def _read_zarr(array: _Zarr) -> np.ndarray:
-  """All chunks put together; one that is absent is the fill value (zarr)."""
+  """All chunks put together; one that is absent is the fill value, if any.
+
+  TensorStore leaves a chunk out only where it is the fill value, and T5X gives
+  none: there, an absent one has been lost.
+  """
   native = array.dtype.newbyteorder("=")
-  result = np.full(array.shape, array.fill, native)
+  result = np.full(array.shape, array.fill or 0, native)
+  left = math.prod(
+    -(-size // chunk)
+    for size, chunk in zip(array.shape, array.chunks, strict=True)
+  )
   pattern = re.compile(r"\d+(\.\d+)*")
   for file in array.folder.iterdir():
     if not pattern.fullmatch(file.name):
@@ -345,6 +355,11 @@ def _read_zarr(array: _Zarr) -> np.ndarray:
     part = result[where]
     inside = tuple(slice(size) for size in part.shape)
     result[where] = _read_chunk(file, array)[inside]
+    left -= 1
+  if left and array.fill is None:
+    raise CheckpointError(
+      f"{array.folder}/ lacks {left} chunks: the copy is incomplete."
+    )
   return result
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
+import tensorstore
 
 from byt5_diffusion import checkpoints, t5x_checkpoints
 
@@ -129,6 +130,31 @@ def test_any_chunks_and_dtypes(
   np.testing.assert_array_equal(found, array)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8", "bool"])
+def test_what_tensorstore_writes_is_read(tmp_path, dtype):
+  """The library that T5X writes with."""
+  array = np.random.default_rng(0).normal(size=(10, 7)).astype(dtype)
+  array[:4, :3] = 0
+  root = write_legacy(tmp_path / "checkpoint_1", {"w": spec("target.w")})
+  store = tensorstore.open(
+    {
+      "driver": "zarr",
+      "kvstore": {"driver": "file", "path": str(root / "target.w")},
+      "metadata": {
+        "chunks": [4, 3],
+        "compressor": {"id": "gzip", "level": 1},
+      },
+    },
+    create=True,
+    dtype=tensorstore.dtype(dtype),
+    shape=array.shape,
+  ).result()
+  store.write(array).result()
+  assert (root / "target.w" / "0.0").exists()  # Zeros are written, too.
+  found = t5x_checkpoints.open_source(root).read(["w"])["w"]
+  assert found.dtype == array.dtype and found.tobytes() == array.tobytes()
+
+
 def test_arrays_in_the_msgpack_and_collections_beside_the_parameters(tmp_path):
   root = write_legacy(
     tmp_path / "checkpoint_1",
@@ -142,13 +168,16 @@ def test_arrays_in_the_msgpack_and_collections_beside_the_parameters(tmp_path):
   assert arrays["flax_mutables/frozen/e"].shape == (1, 2)
 
 
-def test_a_chunk_that_was_all_zeros_is_not_stored(tmp_path):
-  """TensorStore leaves them out; zarr says what they are."""
+def test_a_chunk_that_is_lost_and_one_that_need_not_be_there(tmp_path):
   root = write_legacy(tmp_path / "checkpoint_1", {"w": spec("target.w")})
   write_zarr(root / "target.w", np.ones((4, 2), np.float32), (2, 2))
   (root / "target.w" / "1.0").unlink()
+  with pytest.raises(CheckpointError, match=r"target\.w/ lacks 1 chunks"):
+    t5x_checkpoints.open_source(root).read(["w"])
+  path = root / "target.w" / ".zarray"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"fill_value": 7}))
   found = t5x_checkpoints.open_source(root).read(["w"])["w"]
-  np.testing.assert_array_equal(found, [[1, 1], [1, 1], [0, 0], [0, 0]])
+  np.testing.assert_array_equal(found, [[1, 1], [1, 1], [7, 7], [7, 7]])
 
 
 def test_the_step_asked_for_or_the_latest(theirs, tmp_path):
