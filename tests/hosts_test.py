@@ -116,6 +116,22 @@ def test_hosts_that_disagree_are_told_so() -> None:
   assert "Two processes have --process_index=1" in found[0]
 
 
+def test_another_version_is_told_so() -> None:
+  first, second = places(2, 0, 1)
+  outcome: dict[int, str] = {}
+  thread = threading.Thread(target=meet, args=(first, 10, outcome))
+  thread.start()
+  time.sleep(0.3)
+  hello = host_meeting._hello(second) | {"jax": "0.1"}
+  with socket.create_connection(("localhost", first.port)) as line:
+    line.sendall(host_meeting._line(hello))
+    answer = json.loads(line.makefile().readline())
+  thread.join(10)
+  [found] = outcome.values()
+  assert answer == {"error": found}
+  assert f"has jax 0.1, process 0 has {jax.__version__}" in found
+
+
 def test_strangers_do_not_disturb_and_the_restarted_may_return() -> None:
   first, second, third = places(3, 0, 1, 2)
   outcome: dict[int, str] = {}
