@@ -401,6 +401,44 @@ def test_infer_writes_a_line_and_pictures_per_example(
   assert all(x.shape == (16, 40, 3) and x.std() > 0 for x in drawn)
 
 
+# --- a model that reads -------------------------------------------------------
+
+
+def test_a_reader_learns_and_reads_under_t5x(
+  work: pathlib.Path, server: t5x_command.Server, pictures: dict[str, Any]
+) -> None:
+  """experiments/tiny_ocr.gin: bytes, not pictures, come out of predict."""
+  recipe = "--gin_file=experiments/tiny_ocr.gin"
+  model_dir = work / "reader"
+  numbers = {"TRAIN_STEPS": 20, "EVAL_PERIOD": 20, "CHECKPOINT_PERIOD": 20}
+  numbers |= {"BATCH_SIZE": 8, "WARMUP_STEPS": 5, "EVAL_STEPS": 1}
+  more = {"MODEL_DIR": str(model_dir), "__main__.train.stats_period": 1}
+  flags = [f"--gin.{k}={v!r}" for k, v in (numbers | more).items()]
+  server.run("--run_mode=train", recipe, *flags, devices=1)
+  losses = list(t5x_command.losses(model_dir).values())
+  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+  folder = pictures["MIXTURE_OR_TASK_NAME"].partition(":")[2].partition("@")[0]
+  reading = {
+    "MIXTURE_OR_TASK_NAME": f"image_caption_folder_reading:{folder}@40x4",
+    "MIXTURE_OR_TASK_MODULE": "byt5_diffusion.tasks.image_caption_folder",
+    "DatasetConfig.split": "train",
+    "BATCH_SIZE": 4,
+    "CHECKPOINT_PATH": str(model_dir / "checkpoint_20"),
+    "INFER_OUTPUT_DIR": str(work / "read"),
+  }
+  flags = [f"--gin.{k}={v!r}" for k, v in reading.items()]
+  server.run("--run_mode=infer", recipe, *flags, devices=1)
+  [results] = (
+    x for x in (work / "read").glob("*.jsonl-*") if re.search(r"\d$", x.name)
+  )
+  lines = read_lines(results)
+  assert lines
+  for line in lines:
+    assert line["text"] in TEXTS
+    assert isinstance(line["prediction"], str)
+    assert "\N{REPLACEMENT CHARACTER}" not in line["prediction"]
+
+
 # --- gin ----------------------------------------------------------------------
 
 
