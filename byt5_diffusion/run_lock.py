@@ -18,6 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 try:
   import fcntl
 except ImportError:  # Windows: nothing is locked.
@@ -125,24 +129,44 @@ def _who(text: str) -> str:
   return " (process {} on {}, since {})".format(*values)
 
 
-def one_at_a_time(
-  is_first: Callable[[], bool],
-) -> Callable[[Function], Function]:
-  """Decorates a program: it holds its model_dir's lock while it runs.
+@contextlib.contextmanager
+def _held_by_all(folder: str | os.PathLike[str]) -> Iterator[None]:
+  """`held` by the first of several processes; all raise alike."""
+  if jax.process_count() == 1:
+    with held(folder):
+      yield
+    return
+  with contextlib.ExitStack() as stack:
+    reason = ""
+    if jax.process_index() == 0:
+      try:
+        stack.enter_context(held(folder))
+      except (LockedError, OSError) as error:
+        reason = str(error)
+    # Else the others would wait for it at the next step that all take part in.
+    reason = _tell_all(reason)
+    if reason:
+      raise LockedError(reason)
+    yield
 
-  Args:
-    is_first: whether this process is the one of its run that takes the lock.
-  """
 
-  def decorate(function: Function) -> Function:
-    parameters = inspect.signature(function)
+def _tell_all(text: str) -> str:
+  """The first process's text, on every process."""
+  content = np.zeros([_MAX_BYTES], np.uint8)
+  encoded = text.encode()[:_MAX_BYTES]
+  content[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+  content = multihost_utils.broadcast_one_to_all(content)
+  return bytes(content).rstrip(b"\0").decode("utf-8", "replace")
 
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-      model_dir = parameters.bind(*args, **kwargs).arguments["model_dir"]
-      with held(model_dir) if is_first() else contextlib.nullcontext():
-        return function(*args, **kwargs)
 
-    return run  # type: ignore[return-value]
+def one_at_a_time(function: Function) -> Function:
+  """Decorates a program: it holds its model_dir's lock while it runs."""
+  parameters = inspect.signature(function)
 
-  return decorate
+  @functools.wraps(function)
+  def run(*args: Any, **kwargs: Any) -> Any:
+    model_dir = parameters.bind(*args, **kwargs).arguments["model_dir"]
+    with _held_by_all(model_dir):
+      return function(*args, **kwargs)
+
+  return run  # type: ignore[return-value]

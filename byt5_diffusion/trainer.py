@@ -118,7 +118,7 @@ def train_step(
 # --- The program --------------------------------------------------------------
 
 
-@run_lock.one_at_a_time(is_first=lambda: jax.process_index() == 0)
+@run_lock.one_at_a_time
 def train(
   *,
   model: contract.Model,

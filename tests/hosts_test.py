@@ -17,7 +17,13 @@ import numpy as np
 import pytest
 import tiny
 
-from byt5_diffusion import checkpoints, host_meeting, hosts, optimizers
+from byt5_diffusion import (
+  checkpoints,
+  host_meeting,
+  hosts,
+  optimizers,
+  run_lock,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -358,6 +364,24 @@ def test_a_signal_to_one_host_stops_all_at_one_step(
   codes = [process.returncode for process in processes]
   assert codes == [143, 143], "\n".join(outputs)
   assert checkpoints.committed_steps(tmp_path) == [20]
+
+
+_TRAIN_OR_SAY = """
+from byt5_diffusion import main
+sys.exit(main.guarded(least.train, sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_all_hosts_hear_that_a_folder_is_taken(tmp_path: pathlib.Path) -> None:
+  code = _TRAIN.format(module="least", train=_TRAIN_OR_SAY)
+  address = f"localhost:{free_port()}"
+  with run_lock.held(tmp_path):
+    processes = [start("-c", code, tmp_path, address, i) for i in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+  for process, output in zip(processes, outputs, strict=True):
+    assert process.returncode == 2, output
+    assert f"is being trained already (process {os.getpid()} on" in output
 
 
 @pytest.mark.slow

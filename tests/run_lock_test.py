@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import least
 import pytest
 
@@ -94,16 +95,27 @@ def test_file_systems_without_locks_are_no_hindrance(tmp_path, monkeypatch):
     pass
 
 
-def test_other_hosts_of_a_run_do_not_lock(tmp_path):
+@pytest.mark.parametrize("index", [0, 1])
+def test_only_the_first_of_several_hosts_locks(tmp_path, monkeypatch, index):
   calls = []
 
-  @run_lock.one_at_a_time(is_first=lambda: False)
+  @run_lock.one_at_a_time
   def train(*, model_dir):
-    calls.append(model_dir)
+    calls.append(run_lock.holder(model_dir) is not None)
 
-  with run_lock.held(tmp_path):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: index)
+  monkeypatch.setattr(run_lock, "_tell_all", lambda text: text)
+  train(model_dir=tmp_path)
+  assert calls == [index == 0]
+  if index == 0:
+    with run_lock.held(tmp_path), pytest.raises(run_lock.LockedError):
+      train(model_dir=tmp_path)
+  # The others hear what the first has met.
+  monkeypatch.setattr(run_lock, "_tell_all", lambda _: "größer: taken")
+  with pytest.raises(run_lock.LockedError, match="größer: taken"):
     train(model_dir=tmp_path)
-  assert calls == [tmp_path]
+  assert len(calls) == 1
 
 
 def test_a_lock_on_a_removed_file_is_not_believed(tmp_path, monkeypatch):
