@@ -41,7 +41,7 @@ def add(add_command: Callable[..., Any], recipe_help: str) -> None:
     action="store_true",
     help="ask the compiler for the step's memory: may take minutes",
   )
-  _add_output(command, "report.html or report.json")
+  _add_output(command, "report.html or report.json; default: only the screen")
   command = add_command("inspect", _INSPECT_HELP, _inspect)
   command.add_argument("recipe", help=recipe_help)
   command.add_argument("--split", default="train", help="default: train")
@@ -54,11 +54,11 @@ def add(add_command: Callable[..., Any], recipe_help: str) -> None:
   command.add_argument(
     "--seed", type=int, help="of the data's order; default: the recipe's"
   )
-  _add_output(command, "page.html or page.png")
+  _add_output(command, "page.html or page.png; needed without --json")
 
 
 def _add_output(command: Any, what: str) -> None:
-  command.add_argument("--out", help=f"{what}; default: only the screen")
+  command.add_argument("--out", help=what)
   command.add_argument(
     "--overwrite", action="store_true", help="replace a file that exists"
   )
