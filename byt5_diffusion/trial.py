@@ -36,6 +36,8 @@ Facts = dict[str, Any]
 MAX_OPERATIONS = 2e12
 MAX_BYTES = 4 * 2**30
 _ROWS = 2
+# Two steps of a sampler compile as many do, and are soon run.
+_SAMPLING_STEPS = 2
 # Of synthetic captions.
 _SAYS = "a trial of bytes"
 
@@ -82,9 +84,7 @@ def _sized_down(
   recipe: str, gin_bindings: Sequence[str], program: config_program.Program
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The macros that were replaced, and the arguments of trainer.train."""
-  microbatches = recipes.arguments("train")["num_microbatches"]
-  size = max(_ROWS, microbatches)
-  small = recipes.sized_down(program, size)
+  small = recipes.sized_down(program, _ROWS)
   kept = recipes.without(gin_bindings, small)
   bindings = [f"{name}={value!r}" for name, value in small.items()]
   recipes.parse(recipe, [*kept, *bindings], "train")
@@ -93,6 +93,8 @@ def _sized_down(
   arguments["partitioning"] = dataclasses.replace(
     wanted, num_partitions=1, num_devices=1
   )
+  # Two parts show what many do.
+  arguments["num_microbatches"] = min(arguments["num_microbatches"], _ROWS)
   return small, arguments
 
 
@@ -168,11 +170,15 @@ def _run(
   params = plan.state.eval_params
   evaluated: Any = evaluation.make_eval_step(plan.model)
   used = list(planning.uses(plan.model, params, plan.frozen, plan.batch))
+  few = {"draw": {"num_steps": _SAMPLING_STEPS}}
   traced = {
     "step": step,
     "init": jax.jit(_init(plan)).trace(rng),
     "eval": evaluated.trace(params, plan.frozen, plan.batch),
-  } | {name: use.trace(*arguments) for name, use, arguments in used}
+  } | {
+    name: use.trace(*arguments, **few.get(name, {}))
+    for name, use, arguments in used
+  }
   compiled = dict(zip(traced, _compile(list(traced.values())), strict=True))
 
   state, frozen = compiled["init"](rng)
