@@ -187,7 +187,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-  command = _add(commands, "eval", "score a trained model", _eval)
+  command = _add(commands, "eval", "measure a trained model's losses", _eval)
   command.add_argument("recipe", help=_GIN_HELP)
   command.add_argument("--model_dir", required=True, help="a run's folder")
   command.add_argument("--output_dir", help="default: MODEL_DIR/eval")
@@ -196,7 +196,7 @@ def _add_eval(commands: Any) -> None:
 
 def _add_read(commands: Any) -> None:
   command = _add(
-    commands, "read", "read a recipe's pictures and score it, by script", _read
+    commands, "read", "score a reader on a recipe's data, by script", _read
   )
   command.add_argument("recipe", help=_GIN_HELP)
   command.add_argument("--model_dir", required=True, help="a run's folder")

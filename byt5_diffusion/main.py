@@ -1,4 +1,4 @@
-"""Trains, evaluates or infers what gin files describe.
+"""Trains, evaluates, draws or reads what gin files describe.
 
   python -m byt5_diffusion.main --run_mode=train \\
     --gin_file=experiments/tiny.gin --gin.MODEL_DIR='"/tmp/tiny"'
