@@ -52,7 +52,8 @@ def _train(flags: argparse.Namespace) -> None:
   files = [flags.recipe]
   bindings = [_string("MODEL_DIR", flags.model_dir)]
   if flags.initial_checkpoint:
-    files.append("runs/finetune.gin")
+    # First, so that a recipe's own rules win.
+    files.insert(0, "runs/finetune.gin")
     path = _string("INITIAL_CHECKPOINT_PATH", flags.initial_checkpoint)
     bindings.append(path)
   join = hosts.from_flags(flags)

@@ -92,6 +92,24 @@ def fake(monkeypatch):
   return FakeGenerator.calls
 
 
+def test_a_recipes_own_rules_win_over_initial_checkpoints(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "mine.gin").write_text(
+    'include "experiments/tiny_finetune.gin"\n'
+    'ASSIGNMENT_RULES = [(".*", None)]\n'
+  )
+  found = []
+  monkeypatch.setattr(
+    main_lib, "run", lambda _, *said, **__: found.append(config.read(*said))
+  )
+  recipe = str(tmp_path / "mine.gin")
+  flags = ["--model_dir", "x", "--initial_checkpoint", "y"]
+  assert not cli.main(["train", recipe, *flags])
+  assert found[0].macro("ASSIGNMENT_RULES") == [(".*", None)]
+  assert found[0].macro("INITIAL_CHECKPOINT_PATH") == "y"
+
+
 # --- python -m byt5_diffusion.main --------------------------------------------
 
 
