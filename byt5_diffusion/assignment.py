@@ -143,7 +143,9 @@ def assign(
     AssignmentError: by name and shape.
   """
   targets = match(list(wanted), rules)
-  taken = {name: target for name, target in targets.items() if target}
+  taken = {
+    name: target for name, target in targets.items() if target is not None
+  }
   absent, differing = [], []
   for name, target in taken.items():
     found = source.shapes.get(target)
@@ -169,7 +171,7 @@ def assign(
     raise AssignmentError(f"{source.what}: " + "\n  ".join(problems))
   return Assignment(
     taken=taken,
-    fresh=[name for name, target in targets.items() if not target],
+    fresh=[name for name, target in targets.items() if target is None],
     unused=sorted(set(source.shapes) - set(taken.values())),
   )
 

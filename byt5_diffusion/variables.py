@@ -135,8 +135,9 @@ def load_frozen(
     return None, None
   if isinstance(path, assignment.InitialCheckpoint):
     path = _take_frozen(path, abstract["frozen"], model_dir)
-  if path is None or path == FROZEN_DIR:
+  if path is None:
     path = FROZEN_DIR
+    # Only of a new run: what a checkpoint names is never drawn anew.
     if not (model_dir / path).exists():
       tree = _run_once(jax.jit(lambda rng: init(rng)["frozen"]))(rng)
       checkpoints.save_tree(model_dir / path, tree)

@@ -94,6 +94,8 @@ def test_what_does_not_fit_is_listed_with_both_shapes():
   assert found.taken == {"c": "c"}
   assert found.fresh == ["a/w", "a/v", "b"]
   assert found.unused == ["a/w", "b", "d"]
+  with pytest.raises(assignment.AssignmentError, match=r"\(for c\)"):
+    assignment.assign(wanted, theirs, [("[ab].*", None), ("(x)?c", "\\1")])
 
 
 def test_long_lists_are_cut():
@@ -337,6 +339,11 @@ def test_a_frozen_encoder_comes_from_t5x_once(
   other = InitialCheckpoint(path=str(theirs), rules=[("(.*)", "\\1")])
   with pytest.raises(ValueError, match="are not those of"):
     train(run, model=model, frozen_checkpoint=other, total_steps=4)
+  # What is lost is not drawn at random instead.
+  shutil.rmtree(run / "frozen")
+  with pytest.raises(checkpoints.CheckpointError, match="no complete"):
+    train(run, model=model, total_steps=4)
+  assert not (run / "frozen").exists()
 
 
 def test_what_a_frozen_network_cannot_be_made_of(
