@@ -27,11 +27,12 @@ from byt5_diffusion import (
 from byt5_diffusion.data import state as state_lib
 
 _MAX_TEXT_BYTES = 2**16
+_MAX_RECORD = 2**12
 _MAX_PLACES_BYTES = 2**28
 _MAX_FILES = 1_000_000
 # What config.write_configs puts first.
 _RECORD = re.compile(
-  r"flattened from (.*?)\s*and the command line,"
+  r"flattened from (.*?)and the command line,"
   r" by\s*(byt5_diffusion \S+?)\.?$",
   re.DOTALL | re.MULTILINE,
 )
@@ -123,7 +124,8 @@ def _recipe(folder: pathlib.Path) -> dict[str, Any]:
   """The gin files that the run was made of, and by which version."""
   lines = _read_text(folder / config.CONFIG_FILE).splitlines()
   comment = [line.lstrip("# ") for line in lines[:40] if line.startswith("#")]
-  found = _RECORD.search("\n".join(comment))
+  # Few enough characters for a pattern that tries all their pairs.
+  found = _RECORD.search("\n".join(comment)[:_MAX_RECORD])
   if found is None:
     return {"recipe": [], "started_by": None}
   files = [name.strip() for name in found[1].replace("\n", " ").split(",")]
@@ -198,14 +200,15 @@ def _data(path: Any) -> dict[str, Any]:
   states = checkpoints.read_data_states(path)
   data: dict[str, Any] = {"processes": len(states)}
   try:
-    headers = [state_lib.unpack(packed)[0] for packed in states]
+    # Processes share places: each is read once, however many name it.
+    headers = [state_lib.unpack(packed)[0] for packed in dict.fromkeys(states)]
     identity = headers[0]["identity"]
     data["batches"] = int(headers[0]["num_batches"])
     data["streams"] = len({s[0] for h in headers for s in h["streams"]})
     for key in ("task", "split", "kind", "num_examples", "batch_size", "seed"):
       if key in identity:
         data[key] = identity[key]
-  except (ValueError, KeyError, TypeError, IndexError):
+  except (ArithmeticError, LookupError, TypeError, ValueError):
     pass  # A pipeline of the user's own has its own kind of place.
   return data
 
@@ -232,7 +235,14 @@ def _last_metrics(path: pathlib.Path) -> dict[str, dict[str, Any]]:
       record = json.loads(line)
       numbers = {k: float(v) for k, v in record.items() if "/" in k}
       step = int(record["step"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (
+      ArithmeticError,
+      AttributeError,
+      KeyError,
+      RecursionError,
+      TypeError,
+      ValueError,
+    ):
       continue  # Cut off, or not a number.
     for name, value in numbers.items():
       kind, _, rest = name.partition("/")

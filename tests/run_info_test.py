@@ -254,9 +254,12 @@ def test_a_hostile_folder_gives_one_line(
 
 def test_files_that_say_nonsense_are_passed_by(copy: pathlib.Path) -> None:
   record = "[" * 10_000 + "\n" + '{"step": "x", "a/b": 1}\n[1]\n{"a/b": 1}\n'
+  record += '{"step": Infinity, "a/b": 1}\n'
   good = '{"step": 5, "train/\x1b[31mloss": 2.0}\n'.replace("\x1b", "\\u001b")
   (copy / "metrics.jsonl").write_text(record + good + '{"step": 6, "tr')
-  (copy / "config.gin").write_bytes(b"\xff\0# flattened from")
+  # A pattern that backs up over spaces would take hours.
+  config_gin = b"# " + b"flattened from " * 2000 + b"\t" * 30_000
+  (copy / "config.gin").write_bytes(config_gin)
   (copy / "initial_checkpoint.json").write_text("[1]")
   edit_extra(copy, extra={"batch_size": "\x1b[2J", "random_seed": [1]})
   found = run_info.describe(copy)
