@@ -41,14 +41,20 @@ def held(folder: str | os.PathLike[str]) -> Iterator[None]:
   """Holds the folder's lock; makes the folder.
 
   Raises:
-    LockedError: another process, or another thread, holds it.
+    LockedError: another process, or another thread, holds it; or nothing can
+      be written there.
   """
   path = pathlib.Path(folder) / FILE
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
+    file = _open_locked(path)
   except FileExistsError as error:
     raise LockedError(f"{path.parent} is a file, not a directory.") from error
-  with _open_locked(path):
+  except OSError as error:
+    raise LockedError(
+      f"Nothing can be written in {path.parent}: {error.strerror}."
+    ) from error
+  with file:
     try:
       yield
     finally:
@@ -112,6 +118,8 @@ def _take(file: IO[str], path: pathlib.Path) -> None:
 
 def _lock(file: IO[str]) -> None:
   """Tries for half a second: whoever asks `holder` has it for a moment."""
+  if fcntl is None:
+    return
   for _ in range(5):
     try:
       return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

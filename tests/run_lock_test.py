@@ -133,6 +133,16 @@ def test_a_lock_on_a_removed_file_is_not_believed(tmp_path, monkeypatch):
   assert not os.listdir(tmp_path)  # An orderly end leaves nothing.
 
 
+def test_a_folder_that_takes_no_file(tmp_path, monkeypatch):
+  def fail(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  monkeypatch.setattr(pathlib.Path, "open", fail)
+  with pytest.raises(run_lock.LockedError, match="run: Read-only file system"):
+    with run_lock.held(tmp_path / "run"):
+      pass
+
+
 def test_a_file_in_place_of_the_folder(tmp_path):
   (tmp_path / "x").write_text("")
   with pytest.raises(run_lock.LockedError, match="x is a file"):
