@@ -69,6 +69,10 @@ class JointModel:
     return self.text_to_image.max_text_length
 
   @property
+  def beam_size(self) -> int:
+    return self.ocr.beam_size
+
+  @property
   def input_vocabulary(self) -> Any:
     return self.text_to_image.input_vocabulary
 

@@ -170,7 +170,12 @@ class Reader:
     return self.read_batch(batch, beam_size=beam_size, progress=progress)
 
   def _fit(self, picture: np.ndarray) -> dict[str, np.ndarray]:
-    if picture.dtype != np.uint8 or picture.ndim != 3 or len(picture) < 1:
+    if (
+      picture.dtype != np.uint8
+      or picture.ndim != 3
+      or picture.shape[2] != 3
+      or not picture.size
+    ):
       raise ValueError(
         f"a picture must be uint8 [H, W, 3], found {picture.dtype} of shape "
         f"{picture.shape}."

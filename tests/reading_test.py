@@ -132,6 +132,8 @@ def test_a_wider_beam_finds_nothing_worse(
     ([np.zeros((4, 4, 3), np.float32)], {}, "uint8"),
     ([np.zeros((4, 4), np.uint8)], {}, "uint8"),
     ([np.zeros((0, 4, 3), np.uint8)], {}, "uint8"),
+    ([np.zeros((4, 0, 3), np.uint8)], {}, "uint8"),
+    ([np.zeros((4, 4, 4), np.uint8)], {}, "uint8"),
     ([np.zeros((4, 4, 3), np.uint8)], {"beam_size": 0}, "beam_size"),
   ],
 )
