@@ -96,6 +96,8 @@ class _Meeting:
         self._read(connection)
 
   def _read(self, connection: socket.socket) -> None:
+    if connection not in self._buffers:
+      return  # Dropped since it was found to be readable.
     try:
       data = connection.recv(_MAX_LINE_BYTES)
     except BlockingIOError:
