@@ -96,7 +96,7 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "image_size": _SIDE,
   "in_channels": _WIDTH,
   "max_patches": (1, 65_536),
-  "max_text_length": (1, 65_536),
+  "max_text_length": (1, 8192),  # Tracing makes a table of its square.
   "mid_transformer_depth": _DEPTH,
   "mlp_dim": _WIDTH,
   "norm_groups": _WIDTH,

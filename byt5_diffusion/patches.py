@@ -17,7 +17,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from byt5_diffusion import byt5, layers
@@ -109,7 +108,7 @@ def extract(images: jax.Array, patch_size: int) -> jax.Array:
     batch, rows, patch_size, columns, patch_size, channels
   )
   pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
-  places = np.indices((rows, columns), np.float32).reshape(2, -1).T + 1
+  places = jnp.indices((rows, columns), jnp.float32).reshape(2, -1).T + 1
   repeated = jnp.broadcast_to(places, (batch, *places.shape))
   return jnp.concatenate([repeated, pixels], axis=-1)
 
