@@ -17,7 +17,7 @@ from byt5_diffusion import config, config_checks, config_program
 
 TINY = "sizes/tiny.gin"
 # Where a run would read or write; nothing is there.
-_NOWHERE = "unset"
+NOWHERE = "unset"
 _FOLDERS = ("_DIR", "_PATH")
 
 
@@ -32,7 +32,7 @@ def parse(
   left_open = folders_left_open(config.read([recipe], gin_bindings))
   return config.parse(
     [recipe],
-    [*(f"{name}={_NOWHERE!r}" for name in left_open), *gin_bindings],
+    [*(f"{name}={NOWHERE!r}" for name in left_open), *gin_bindings],
     run_mode=run_mode,
   )
 

@@ -331,7 +331,10 @@ class _Run:
 
   def _check_paths(self) -> None:
     for name in ("frozen_checkpoint", "initial_checkpoint"):
-      path = self.arguments.get(name)
+      source = self.arguments.get(name)
+      path = getattr(source, "path", source)  # Of an InitialCheckpoint.
+      if path == recipes.NOWHERE:
+        continue
       if isinstance(path, str) and (gone := recipes.missing_path(path)):
         raise ValueError(
           f"trainer.train.{name} = {gone!r}: there is no such file or folder."

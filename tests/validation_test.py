@@ -299,6 +299,16 @@ def test_weights_that_are_gone_are_named(recipe, no_plan):
   assert "/no/such/tree" in problem and "frozen_checkpoint" in problem
 
 
+def test_a_run_to_start_from_that_is_gone_is_named(no_plan):
+  found = validation.validate(
+    "experiments/tiny_finetune.gin",
+    ["INITIAL_CHECKPOINT_PATH='/no/such/run'"],
+    read_data=False,
+  )
+  [problem] = found["problems"]
+  assert "/no/such/run" in problem and "initial_checkpoint" in problem
+
+
 def test_a_mistake_in_the_recipe_is_told_once():
   found = validation.validate("experiments/tiny.gin", ["TRIAN_STEPS=5"])
   [problem] = found["problems"]
