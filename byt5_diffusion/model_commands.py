@@ -7,7 +7,9 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,10 @@ from byt5_diffusion import config, output_files
 
 ConfigError = config.ConfigError
 AddCommand = Callable[..., Any]
+
+# What is read is what weights wrote, maybe a stranger's: a terminal must not
+# obey it. Joiners and marks of direction are text, and stay.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _generate(flags: argparse.Namespace) -> None:
@@ -66,13 +72,15 @@ def _ocr(flags: argparse.Namespace) -> None:
     pictures, beam_size=flags.beam_size, progress=sys.stderr.isatty()
   )
   for path, one in zip(flags.images, found, strict=True):
+    # A file's name may hold bytes that are no UTF-8.
+    name = os.fsencode(path).decode("utf-8", "backslashreplace")
     if flags.json:
-      record = {"image": path, **dataclasses.asdict(one)}
-      print(json.dumps(record, ensure_ascii=False))
-    elif len(found) > 1:
-      print(f"{path}: {one.text}")
+      record = {"image": name, **dataclasses.asdict(one)}
+      dumped = json.dumps(record, ensure_ascii=False)
+      print(_CONTROLS.sub(lambda c: f"\\u{ord(c[0]):04x}", dumped))
     else:
-      print(one.text)
+      line = f"{name}: {one.text}" if len(found) > 1 else one.text
+      print(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", line))
 
 
 def _info(flags: argparse.Namespace) -> None:

@@ -145,7 +145,9 @@ class UNetFeatures:
       of one pixel with as many channels as the block.
     log_snr: how noisy the UNet is told that the picture is.
     block: whose output is taken: "mid_block", "up_blocks_0", ...
-    train_model: False: reading changes the encoder and decoder alone.
+    train_model: False: no gradient of reading reaches the drawing model. What
+      decays weights changes them all the same: in an OcrModel, name them in the
+      optimizer's freeze_rules, too.
   """
 
   model: models.TextToImageModel

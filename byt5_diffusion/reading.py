@@ -24,6 +24,7 @@ from byt5_diffusion import (
   confidence,
   config,
   contract,
+  evaluation,
   feature_converters,
   spelling,
   telemetry,
@@ -321,6 +322,7 @@ def read_data(
   rows = list(itertools.islice(read_data(batch_size=1), num_examples))
   if not rows:
     raise ValueError("the data are empty: nothing was read.")
+  evaluation.check_batch(model, variables.global_shapes(rows[0], 1))
   batch = {name: np.concatenate([r[name] for r in rows]) for name in rows[0]}
   targets = [text.decode(tokens) for tokens in batch["text_tokens"]]
   readings = reader.read_batch(batch, beam_size=beam_size, progress=True)

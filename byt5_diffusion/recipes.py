@@ -15,7 +15,7 @@ import gin
 
 from byt5_diffusion import config, config_checks, config_program
 
-TINY = "sizes/tiny.gin"
+TINY = ("sizes/tiny.gin", "sizes/reader_tiny.gin")
 # Where a run would read or write; nothing is there.
 NOWHERE = "unset"
 _FOLDERS = ("_DIR", "_PATH")
@@ -75,9 +75,9 @@ def sized_down(
 ) -> dict[str, Any]:
   """Macros that make a recipe small: {name: value}, of those that it has.
 
-  Networks get the sizes of sizes/tiny.gin; pictures and captions keep theirs.
+  Networks get the sizes of TINY; pictures and captions keep theirs.
   """
-  tiny = config.read([TINY])
+  tiny = config.read(TINY)
   values = {name: tiny.macro(name) for name in tiny.macros()}
   values |= {"BATCH_SIZE": batch_size, "NUM_STREAMS": 1, "NUM_PARTITIONS": 1}
   known = program.macros()

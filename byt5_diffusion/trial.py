@@ -74,7 +74,7 @@ def run(
     batch = synthetic(model, batch_size)
   plan = planning.make(arguments, _shapes(batch), arguments["partitioning"])
   step = planning.trace_step(plan)
-  if reason := _too_big(step):
+  if reason := _too_big(step, costs.tree_bytes(plan.state)):
     return facts | {"skipped": reason}
   say("compiling and running a step, an evaluation and a sample ...")
   return facts | _run(plan, step, batch)
@@ -150,9 +150,9 @@ def _shapes(batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
 # --- Running -----------------------------------------------------------------
 
 
-def _too_big(step: Any) -> str | None:
+def _too_big(step: Any, state_bytes: int) -> str | None:
   operations = costs.operations(step.jaxpr).total
-  size = costs.peak_bytes(step.jaxpr)
+  size = costs.peak_bytes(step.jaxpr) + state_bytes
   if operations <= MAX_OPERATIONS and size <= MAX_BYTES:
     return None
   return (

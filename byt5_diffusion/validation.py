@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from byt5_diffusion import (
+  assignment,
   config,
   contract,
   costs,
@@ -311,9 +312,24 @@ class _Run:
       if row["model"]
     }
     plan = planning.make(self.arguments, batch, self.partitioning)
+    self._check_rules(plan)
     self.say("tracing a step and counting what it costs ...")
     self.facts |= planning.describe(plan, compile_step)
     self._add_caches(planning.embeddings(plan))
+
+  def _check_rules(self, plan: planning.Plan) -> None:
+    """Rules that take weights from elsewhere fit; reads no array."""
+    for name, collection in (
+      ("initial_checkpoint", "params"),
+      ("frozen_checkpoint", "frozen"),
+    ):
+      source = self.arguments.get(name)
+      if (
+        isinstance(source, assignment.InitialCheckpoint)
+        and source.path != recipes.NOWHERE
+        and collection in plan.variables
+      ):
+        source.check(plan.variables[collection])
 
   def _add_caches(self, embeddings: Facts | None) -> None:
     caches = self.facts["caches"] = {}

@@ -12,6 +12,7 @@ import tiny
 from flax.linen import partitioning as nn_partitioning
 
 from byt5_diffusion import (
+  checkpoints,
   cli,
   config,
   partitioning,
@@ -307,6 +308,24 @@ def test_a_run_to_start_from_that_is_gone_is_named(no_plan):
   )
   [problem] = found["problems"]
   assert "/no/such/run" in problem and "initial_checkpoint" in problem
+
+
+def test_rules_that_do_not_fit_are_named_before_anything_is_traced(
+  tmp_path, monkeypatch
+):
+  def traced(*unused):
+    raise AssertionError("traced")
+
+  monkeypatch.setattr(validation.planning, "describe", traced)
+  monkeypatch.setattr(validation._Run, "_try", lambda self: None)
+  checkpoints.save_tree(tmp_path / "tree", {"unet": {"kernel": np.ones(3)}})
+  found = validation.validate(
+    "experiments/tiny_finetune.gin",
+    [f"INITIAL_CHECKPOINT_PATH={str(tmp_path / 'tree')!r}"],
+    read_data=False,
+  )
+  [problem] = found["problems"]
+  assert "text_encoder" in problem and "lack" in problem
 
 
 def test_a_mistake_in_the_recipe_is_told_once():
