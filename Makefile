@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make demo      train, resume, sample and report on this machine"
 	@echo "make test      the fast tests"
-	@echo "make test-all  and the slow ones: peers, kills, wheels"
+	@echo "make test-all  and the slow ones: peers, kills, wheels, T5X (docs/t5x.md)"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the benchmarks of docs/benchmarks.md"
 
@@ -46,7 +46,7 @@ test: setup
 	$(BIN)/python -m pytest -q
 
 test-all: setup
-	$(PIP) install -q -c constraints.txt -e ".[$(EXTRAS),parity]"
+	$(PIP) install -q -c constraints.txt -e ".[$(EXTRAS),parity,t5x]"
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 lint: setup
