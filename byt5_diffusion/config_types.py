@@ -143,7 +143,7 @@ def _container_mismatch(
   for item, item_hint in pairs:
     reason = mismatch(item, item_hint, lookup, resolve)
     if reason:
-      return f"{_spell(item)} inside {reason}"
+      return f"{spell(item)} inside {reason}"
   return ""
 
 
@@ -174,7 +174,7 @@ def _object_mismatch(value: Any, hint: Any, kind: Any) -> str:
 
 def _reference_mismatch(value: Reference, hint: Any, lookup: Lookup) -> str:
   target = lookup(value.target)
-  name = _spell(value)
+  name = spell(value)
   if not value.evaluate:
     if _takes_callable(hint):
       return ""
@@ -235,14 +235,17 @@ def _may_be(result: Any, hint: Any) -> bool:
 
 def _needs(hint: Any, value: Any) -> str:
   article = type(value).__name__
-  return f"needs {_spell_type(hint)}, not {_spell(value)} ({article})"
+  return f"needs {_spell_type(hint)}, not {spell(value)} ({article})"
 
 
-def _spell(value: Any) -> str:
+def spell(value: Any) -> str:
+  """A value for a message: as in a gin file, and of at most 60 characters."""
   if isinstance(value, Reference):
     scope = f"{value.scope}/" if value.scope else ""
-    return f"@{scope}{value.target.removeprefix('byt5_diffusion.')}"
-  text = repr(value)
+    name = value.target.removeprefix("byt5_diffusion.")
+    text = f"@{scope}{name}{'()' if value.evaluate else ''}"
+  else:
+    text = repr(value)
   return text if len(text) <= 60 else text[:57] + "..."
 
 

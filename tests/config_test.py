@@ -668,6 +668,41 @@ def levels(count, value):
   return text + "".join(lines) + f"L{count} = 1\n"
 
 
+def reader_with(parameter, value):
+  """GOOD's model is one that reads; one of its parts is this instead."""
+  text = GOOD.replace(
+    "from byt5_diffusion import models",
+    "from byt5_diffusion import byt5_decoder\nfrom byt5_diffusion import models"
+    "\nfrom byt5_diffusion import ocr\nfrom byt5_diffusion import patches",
+  ).replace("MODEL = @models.TextToImageModel()", "MODEL = @ocr.OcrModel()")
+  text += """
+ocr.OcrModel:
+  features = @ocr.PatchFeatures()
+  decoder = @byt5_decoder.TextDecoder()
+  max_text_length = 8
+  loss_normalizing_factor = 4
+byt5_decoder.TextDecoder.config = @byt5.Byt5Config()
+ocr.PatchFeatures:
+  encoder = @patches.PatchEncoder()
+  patch_size = 4
+  max_patches = 4
+patches.PatchEncoder.config = @patches.PatchConfig()
+patches.PatchConfig:
+  embed_dim = 8
+  num_heads = 2
+  head_dim = 4
+  mlp_dim = 8
+  num_layers = 1
+  patch_size = 4
+  max_patches = 4
+"""
+  changed, count = re.subn(
+    rf"^(  {parameter} = ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE
+  )
+  assert count == 1
+  return changed
+
+
 LIMITS = {
   "exponential macros": (
     levels(20, lambda i: "[" + ", ".join([f"%L{i + 1}"] * 4) + "]"),
@@ -713,6 +748,28 @@ LIMITS = {
   "a literal codec": (bound_to("codec", "'latin-1'"), "codec"),
   "a codec's class": (bound_to("codec", "@autoencoder.PixelCodec"), "codec"),
   "a foreign codec": (bound_to("codec", "@unet.UNet()"), "codec"),
+  "a config for text_encoder": (
+    bound_to("text_encoder", "@byt5.Byt5Config()"),
+    "text_encoder must be @byt5.TextEncoder(), not @byt5.Byt5Config()",
+  ),
+  "another network for unet": (
+    bound_to("unet", "%OTHER") + "OTHER = @byt5.TextEncoder()\n",
+    "unet must be @unet.UNet(), not @byt5.TextEncoder()",
+  ),
+  "a config for encoder": (
+    reader_with("encoder", "@patches.PatchConfig()"),
+    "encoder must be @patches.PatchEncoder(), not @patches.PatchConfig()",
+  ),
+  "a model for features": (
+    reader_with("features", "@a/ocr.OcrModel()")
+    + "a/ocr.OcrModel.features = @ocr.PatchFeatures()\n",
+    "features must be @ocr.PatchFeatures() or @ocr.UNetFeatures(), not"
+    " @a/ocr.OcrModel()",
+  ),
+  "another network for decoder": (
+    reader_with("decoder", "@byt5.TextEncoder()"),
+    "decoder must be @byt5_decoder.TextDecoder(), not @byt5.TextEncoder()",
+  ),
   "spacing": (bound_to("step_spacing", "'even'"), "step_spacing='even'"),
   "long spacing": (bound_to("step_spacing", repr("x" * 90_000)), "spacing"),
   "dtype": (bound_to("dtype", "'float31'"), "dtype = 'float31'"),
@@ -749,6 +806,22 @@ def test_a_model_gin_cannot_ask_for_endless_work(stranger, name):
   assert time.monotonic() - start < 10
   assert str(folder / "model.gin") in str(error.value)
   assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize("name", ["encoder", "features", "decoder"])
+def test_a_wrong_class_takes_one_line(stranger, name):
+  folder, _ = stranger
+  (folder / "model.gin").write_text(reader_with(name, "@unet.UNet()"))
+  with pytest.raises(config.ConfigError) as error:
+    config.load_model_gin(folder)
+  assert "\n" not in str(error.value), error.value
+
+
+def test_a_reader_of_the_right_classes_is_built(stranger):
+  folder, _ = stranger
+  text = reader_with("encoder", "%ENCODER")
+  (folder / "model.gin").write_text(text + "ENCODER = @patches.PatchEncoder()")
+  assert config.load_model_gin(folder).features.patch_size == 4
 
 
 def test_trust_config_lifts_the_bounds(stranger):
