@@ -43,6 +43,8 @@ _MAX_FILES = 2_000_000
 _STEP = re.compile(r"checkpoint_(\d+)")
 # Of an array's folder: no separator, nothing that climbs.
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*/?")
+# As TensorStore names an array's chunk, and no other way: one name for each.
+_CHUNK = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 _DTYPES = {
   name: jnp.dtype(name)
   for name in (
@@ -65,7 +67,7 @@ class _Zarr(NamedTuple):
   order: str
   separator: str
   compressed: bool
-  fill: float | None
+  fill: int | float | None
 
 
 def layout(path: str | os.PathLike[str]) -> str | None:
@@ -274,8 +276,13 @@ def _open_zarr(spec: Mapping[str, Any], name: str, root: pathlib.Path) -> _Zarr:
     raise CheckpointError(f"{file} is too large; refused.")
   try:
     array = _parse_zarray(json.loads(file.read_bytes()), folder)
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
-    raise CheckpointError(f"{file} can't be used: {error}") from error
+  except (
+    *(ArithmeticError, KeyError, RecursionError),
+    *(SyntaxError, TypeError, ValueError),
+  ) as error:
+    raise CheckpointError(
+      f"{file} can't be used: {str(error)[:200]}"
+    ) from error
   sizes = (
     stored_trees.nbytes(array.shape, array.dtype),
     stored_trees.nbytes(array.chunks, array.dtype),
@@ -289,7 +296,7 @@ def _open_zarr(spec: Mapping[str, Any], name: str, root: pathlib.Path) -> _Zarr:
 
 
 def _parse_zarray(content: Any, folder: pathlib.Path) -> _Zarr:
-  """Raises ValueError, KeyError or TypeError where it can't be read here."""
+  """Raises ValueError, KeyError and the like where it can't be read here."""
   if content["zarr_format"] != 2 or content.get("filters"):
     raise ValueError("only zarr 2 without filters is read")
   compressor = content["compressor"]
@@ -311,7 +318,6 @@ def _parse_zarray(content: Any, folder: pathlib.Path) -> _Zarr:
   separator = content.get("dimension_separator", ".")
   if separator != ".":
     raise ValueError(f"dimension_separator {separator!r} is not read")
-  fill = content.get("fill_value")
   return _Zarr(
     folder=folder,
     shape=shape,
@@ -320,8 +326,27 @@ def _parse_zarray(content: Any, folder: pathlib.Path) -> _Zarr:
     order=content["order"],
     separator=separator,
     compressed=compressor is not None,
-    fill=None if fill is None else float(fill),
+    fill=_parse_fill(content.get("fill_value"), dtype.newbyteorder("=")),
   )
+
+
+def _parse_fill(value: Any, dtype: np.dtype[Any]) -> int | float | None:
+  """Raises ValueError and the like unless an array of dtype can hold it."""
+  if value is None:
+    return None
+  if dtype.kind in "biu":
+    fill = int(value)
+    low, high = (0, 1)
+    if dtype.kind != "b":
+      low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    fits = fill == value and low <= fill <= high
+    if not fits:
+      raise ValueError(f"fill_value {str(value)[:60]} is no {dtype}")
+    return fill
+  number = float(value)  # "NaN" and "Infinity" are zarr's own spellings.
+  if math.isfinite(number) and abs(number) > float(jnp.finfo(dtype).max):
+    raise ValueError(f"fill_value {number} is no {dtype}")
+  return number
 
 
 def _read_zarr(array: _Zarr) -> np.ndarray:
@@ -336,12 +361,11 @@ def _read_zarr(array: _Zarr) -> np.ndarray:
     -(-size // chunk)
     for size, chunk in zip(array.shape, array.chunks, strict=True)
   )
-  pattern = re.compile(r"\d+(\.\d+)*")
   for file in array.folder.iterdir():
-    if not pattern.fullmatch(file.name):
+    if not _CHUNK.fullmatch(file.name):
       continue
     place = [int(part) for part in file.name.split(array.separator)]
-    if not array.shape:
+    if not array.shape and file.name == "0":
       place = []
     where = tuple(
       slice(i * chunk, (i + 1) * chunk)

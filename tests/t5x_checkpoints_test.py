@@ -180,6 +180,46 @@ def test_a_chunk_that_is_lost_and_one_that_need_not_be_there(tmp_path):
   np.testing.assert_array_equal(found, [[1, 1], [1, 1], [7, 7], [7, 7]])
 
 
+@pytest.mark.parametrize(
+  ("spelled", "value", "expected"),
+  [
+    ("<f4", "NaN", np.float32("nan")),
+    ("<f2", "-Infinity", np.float16("-inf")),
+    ("bfloat16", 0.1, jnp.bfloat16(0.1)),
+    ("<i8", 2**60 + 1, np.int64(2**60 + 1)),
+    ("|b1", True, np.bool_(True)),
+  ],
+)
+def test_fill_values_arrive_to_the_bit(tmp_path, spelled, value, expected):
+  root = write_legacy(tmp_path / "checkpoint_1", {"w": spec("target.w")})
+  array = np.zeros(2, expected.dtype)
+  write_zarr(root / "target.w", array, (2,), spelled)
+  (root / "target.w" / "0").unlink()
+  path = root / "target.w" / ".zarray"
+  content = json.loads(path.read_text()) | {"fill_value": value}
+  path.write_text(json.dumps(content))
+  found = t5x_checkpoints.open_source(root).read(["w"])["w"]
+  assert found.tobytes() == np.full(2, expected).tobytes()
+
+
+@pytest.mark.parametrize("name", ["00.0", "0.00", "\u0660.0"])
+def test_one_chunk_under_two_names_does_not_stand_for_another(tmp_path, name):
+  root = write_legacy(tmp_path / "checkpoint_1", {"w": spec("target.w")})
+  write_zarr(root / "target.w", np.ones((4, 2), np.float32), (2, 2))
+  (root / "target.w" / "1.0").rename(root / "target.w" / name)
+  with pytest.raises(CheckpointError, match=r"target\.w/ lacks 1 chunks"):
+    t5x_checkpoints.open_source(root).read(["w"])
+
+
+def test_an_array_without_dimensions_has_one_chunk(tmp_path):
+  root = write_legacy(tmp_path / "checkpoint_1", {"w": spec("target.w")})
+  write_zarr(root / "target.w", np.float32(3), ())
+  assert t5x_checkpoints.open_source(root).read(["w"])["w"] == 3
+  (root / "target.w" / "0").rename(root / "target.w" / "1")
+  with pytest.raises(CheckpointError, match="outside of its array"):
+    t5x_checkpoints.open_source(root).read(["w"])
+
+
 def test_the_step_asked_for_or_the_latest(theirs, tmp_path):
   for step in (2, 10):
     shutil.copytree(
@@ -296,6 +336,17 @@ def edit(root, **changes):
     ({"zarr_format": 3}, "zarr 2"),
     ({"order": "X"}, "order"),
     ({"dimension_separator": "/"}, "dimension_separator"),
+    ({"dtype": "(,)f4"}, "can't be used"),
+    ({"fill_value": 10**400}, "can't be used"),
+    ({"fill_value": 1e300}, "fill_value 1e[+]300 is no float32"),
+    ({"fill_value": "x" * 500}, "can't be used: .{,200}$"),
+    ({"fill_value": [0]}, "can't be used"),
+    ({"fill_value": float("nan"), "dtype": "<i4"}, "can't be used"),
+    ({"fill_value": float("inf"), "dtype": "<i4"}, "can't be used"),
+    ({"fill_value": 1e300, "dtype": "<i4"}, "fill_value 1e[+]300 is no int32"),
+    ({"fill_value": -1, "dtype": "|u1"}, "fill_value -1 is no uint8"),
+    ({"fill_value": 0.5, "dtype": ">i8"}, "fill_value 0.5 is no int64"),
+    ({"fill_value": 2, "dtype": "|b1"}, "fill_value 2 is no bool"),
   ],
 )
 def test_strange_arrays_are_refused(legacy, changes, message):
