@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from byt5_diffusion import (
@@ -30,6 +30,8 @@ _MAX_TEXT_BYTES = 2**16
 _MAX_RECORD = 2**12
 _MAX_PLACES_BYTES = 2**28
 _MAX_FILES = 1_000_000
+_MAX_VALUE = 80
+_MAX_LINE = 2**12
 # What config.write_configs puts first.
 _RECORD = re.compile(
   r"flattened from (.*?)and the command line,"
@@ -132,6 +134,17 @@ def _recipe(folder: pathlib.Path) -> dict[str, Any]:
   return {"recipe": [name for name in files if name], "started_by": found[2]}
 
 
+def _bounded(value: Any) -> Any:
+  """One value of a stranger's JSON: a short one as it is, else what it is."""
+  if isinstance(value, str):
+    return value if len(value) <= _MAX_VALUE else f"{value[:_MAX_VALUE]}..."
+  if isinstance(value, int) and value.bit_length() > 64:
+    return f"an integer of {value.bit_length()} bits"
+  if value is None or isinstance(value, (bool, int, float)):
+    return value
+  return f"a {type(value).__name__}"
+
+
 def _parts(shapes: Mapping[str, Any]) -> dict[str, dict[str, int]]:
   """{top-level part: number of parameters and their bytes}."""
   parts: dict[str, dict[str, int]] = collections.defaultdict(
@@ -161,9 +174,9 @@ def _checkpoint(folder: pathlib.Path, step: int) -> dict[str, Any]:
   return {
     "step": step,
     "format_version": record["format_version"],
-    "package_version": record["package_version"],
-    "batch_size": extra.get("batch_size"),
-    "random_seed": extra.get("random_seed"),
+    "package_version": _bounded(record["package_version"]),
+    "batch_size": _bounded(extra.get("batch_size")),
+    "random_seed": _bounded(extra.get("random_seed")),
     "parameters": _parts(collections_.get("params", {})),
     "averaged": "ema_params" in collections_,
     "average_bytes": size("ema_params"),
@@ -203,12 +216,15 @@ def _data(path: Any) -> dict[str, Any]:
     # Processes share places: each is read once, however many name it.
     headers = [state_lib.unpack(packed)[0] for packed in dict.fromkeys(states)]
     identity = headers[0]["identity"]
-    data["batches"] = int(headers[0]["num_batches"])
+    data["batches"] = _bounded(int(headers[0]["num_batches"]))
     data["streams"] = len({s[0] for h in headers for s in h["streams"]})
     for key in ("task", "split", "kind", "num_examples", "batch_size", "seed"):
       if key in identity:
-        data[key] = identity[key]
-  except (ArithmeticError, LookupError, TypeError, ValueError):
+        data[key] = _bounded(identity[key])
+  except (
+    *(ArithmeticError, LookupError, RecursionError),
+    *(TypeError, ValueError),
+  ):
     pass  # A pipeline of the user's own has its own kind of place.
   return data
 
@@ -222,7 +238,7 @@ def _initial(folder: pathlib.Path) -> dict[str, Any] | None:
   try:
     report = json.loads(path.read_text("utf-8"))
     counts = {k: len(report[k]) for k in ("taken", "fresh", "unused")}
-    return {"source": str(report["source"]), **counts}
+    return {"source": str(report["source"])[:_MAX_LINE], **counts}
   except (ValueError, KeyError, TypeError, RecursionError):
     return None
 
@@ -267,7 +283,7 @@ def text_of(report: Mapping[str, Any]) -> str:
   ]
   if report["kind"] != "run":
     lines += _part_lines(report["parameters"])
-    return _printable("\n".join(lines))
+    return _printable(lines)
   if report["training_now"]:
     lines.append(f"  being trained now{report['training_now']}")
   if report["recipe"]:
@@ -288,7 +304,7 @@ def text_of(report: Mapping[str, Any]) -> str:
     lines.append(f"  last {kind} (step {step}): {', '.join(shown)}")
   if samples := report["samples"]:
     lines.append(f"  samples: {samples['count']}, last {samples['latest']}")
-  return _printable("\n".join(lines))
+  return _printable(lines)
 
 
 def _checkpoint_lines(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -334,6 +350,12 @@ def _bytes(size: float) -> str:
   return f"{size:.1f} TiB"
 
 
-def _printable(text: str) -> str:
-  """Without control characters, which a stranger's file may be full of."""
-  return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+def _printable(lines: Iterable[str]) -> str:
+  """Without control characters and of some length, which strangers exceed."""
+  shown = [
+    line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]}..."
+    for line in lines
+  ]
+  return "\n".join(
+    "".join(c if c.isprintable() else "\ufffd" for c in line) for line in shown
+  )

@@ -269,6 +269,40 @@ def test_files_that_say_nonsense_are_passed_by(copy: pathlib.Path) -> None:
   assert "\x1b" not in text and "loss 2" in text
 
 
+def test_a_stranger_s_values_are_short_and_stay_in_their_line(
+  copy: pathlib.Path,
+) -> None:
+  """In the text as well as in JSON, and without a line of their own."""
+  edit_extra(
+    copy,
+    package_version="\nstep 9: fine" + "v" * 10**6,
+    extra={"batch_size": 10**4000, "random_seed": [["x" * 10**6]]},
+  )
+  initial = {"source": "s" * 10**6, "taken": [], "fresh": [], "unused": []}
+  (copy / "initial_checkpoint.json").write_text(json.dumps(initial))
+  record = {"step": 5, "train/" + "loss" * 10**4: 2.0, "a\nb/c": 1.0}
+  (copy / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+  found = run_info.describe(copy)
+  checkpoint = found["checkpoint"]
+  assert checkpoint["batch_size"] == "an integer of 13288 bits"
+  assert checkpoint["random_seed"] == "a list"
+  assert len(checkpoint["package_version"]) == 83
+  assert len(json.dumps(found)) < 60_000
+  lines = run_info.text_of(found).split("\n")
+  assert max(map(len, lines)) < 5000
+  assert "  last a\ufffdb (step 5): c 1" in lines
+  assert not any(line.startswith(("step 9", "b ")) for line in lines)
+
+
+def test_where_the_data_stood_is_bounded_too(
+  copy: pathlib.Path, monkeypatch: Any
+) -> None:
+  header = {"identity": {"task": "t" * 10**6}, "num_batches": 3, "streams": []}
+  monkeypatch.setattr(run_info.state_lib, "unpack", lambda x: (header, {}))
+  task = run_info.describe(copy)["checkpoint"]["data"]["task"]
+  assert task == "t" * 80 + "..."
+
+
 def test_of_a_long_log_the_end_counts(copy: pathlib.Path) -> None:
   lines = [json.dumps({"step": i, "train/loss": i / 2}) for i in range(9999)]
   (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
