@@ -47,16 +47,24 @@ def describe(
 
   Args:
     path: MODEL_DIR, or any source that assignment.open_source takes.
-    step: of a run; None = the latest.
+    step: of a run, or of T5X's folder of several; None = the latest.
 
   Raises:
-    checkpoints.CheckpointError: it is none of these, or is damaged.
+    checkpoints.CheckpointError: it is none of these, or is damaged; or it is
+      one set of weights, of which no step can be chosen.
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
     raise checkpoints.CheckpointError(f"There is no folder {path}.")
+  one = bool(t5x_checkpoints.layout(folder))
+  one = one or (folder / "extra" / "metadata").exists()
+  if one and step is not None:
+    raise checkpoints.CheckpointError(
+      f"{path} is one set of weights, not a run of several steps: leave out the"
+      f" step ({step})."
+    )
   theirs = t5x_checkpoints.find(folder, step)
-  if theirs or (folder / "extra" / "metadata").exists():
+  if theirs or one:
     return _describe_source(theirs or folder)
   steps = checkpoints.committed_steps(folder)
   if not steps and not (folder / config.CONFIG_FILE).exists():

@@ -144,6 +144,24 @@ def test_other_things_that_hold_weights(
     assert {"token_embedder", "encoder"} <= set(theirs["parameters"])
 
 
+def test_one_set_of_weights_has_no_steps(
+  run: pathlib.Path,
+  tmp_path: pathlib.Path,
+  shared_data: pathlib.Path,
+  capsys: pytest.CaptureFixture[str],
+) -> None:
+  checkpoints.save_tree(tmp_path / "tree", {"a": {"w": np.zeros((2, 3))}})
+  theirs = shared_data / "fixtures" / "t5x" / "legacy"
+  ones = (tmp_path / "tree", run / "checkpoint_2", theirs / "checkpoint_3")
+  for path in ones:
+    with pytest.raises(checkpoints.CheckpointError, match="leave out the step"):
+      run_info.describe(path, step=2)
+  assert run_info.describe(theirs, step=3)["kind"] == "T5X checkpoint (legacy)"
+  assert cli.main(["info", str(tmp_path / "tree"), "--step", "2"]) == 2
+  said = capsys.readouterr()
+  assert said.out == "" and said.err.count("\n") == 1
+
+
 def test_a_run_that_is_training_or_has_only_begun(copy: pathlib.Path) -> None:
   with run_lock.held(copy):
     found = run_info.describe(copy)
