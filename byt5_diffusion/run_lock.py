@@ -33,7 +33,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class LockedError(RuntimeError):
-  """Somebody trains in that folder already; says who."""
+  """That folder can't be had: somebody trains in it, or it takes no files.
+
+  Says who trains, or why nothing can be written.
+  """
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ def train(
 
   Raises:
     ValueError: sizes that do not divide, a checkpoint of another model.
-    run_lock.LockedError: model_dir is being trained by somebody else.
+    run_lock.LockedError: model_dir is being trained, or can't be written.
     NonFiniteError: MAX_SKIPPED_STEPS steps in a row were not finite.
     SystemExit: 128 + the signal, after SIGTERM or Ctrl-C; the state is saved.
   """
