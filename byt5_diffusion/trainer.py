@@ -208,7 +208,7 @@ def train(
     model,
     shapes,
     init_rng,
-    frozen_checkpoint or (saved.get("frozen") or {}).get("path"),
+    variables.frozen_source(frozen_checkpoint, saved, directory),
     partitioning,
     directory,
   )

@@ -267,6 +267,31 @@ def restore_frozen(
     ) from error
 
 
+def frozen_source(
+  given: str | assignment.InitialCheckpoint | None,
+  extra: Mapping[str, Any],
+  model_dir: pathlib.Path,
+) -> str | assignment.InitialCheckpoint | None:
+  """Where a run's frozen networks come from: as given, else as before.
+
+  Args:
+    given: what the recipe binds.
+    extra: of the checkpoint that the run goes on from; {} for a new run.
+    model_dir: the run's folder.
+
+  Raises:
+    checkpoints.CheckpointError: the checkpoint's record of them is broken,
+      whatever is given.
+  """
+  record = extra.get("frozen")
+  if record is None:
+    return given
+  path, _ = frozen_record(record, model_dir)
+  # The run's own folder goes by its name alone: the run may have been moved.
+  own = path == model_dir / FROZEN_DIR
+  return given or (FROZEN_DIR if own else str(path))
+
+
 def frozen_record(
   record: Any, model_dir: str | os.PathLike[str]
 ) -> tuple[pathlib.Path, str]:

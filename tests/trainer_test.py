@@ -22,6 +22,7 @@ from byt5_diffusion import (
   train_state,
   trainer,
   unet,
+  variables,
 )
 from byt5_diffusion import main as main_lib
 
@@ -194,6 +195,49 @@ def test_a_frozen_encoder_is_neither_trained_nor_saved(
   assert not tiny.leaves_equal(changed.params, state.params)
   with pytest.raises(ValueError, match="frozen networks"):
     run(tmp_path / "run", **overrides)
+
+
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+@pytest.mark.parametrize(
+  ("record", "says"),
+  [
+    ([1], "frozen networks is not a dict"),
+    ("frozen", "frozen networks is not a dict"),
+    ({"path": "frozen"}, "has no sha256"),
+    ({"path": ["frozen"], "sha256": "0" * 64}, "has no usable path"),
+    ({"path": "../x", "sha256": "0" * 64}, "leaves the run's folder"),
+  ],
+)
+def test_a_broken_record_of_frozen_networks_stops_a_run_that_goes_on(
+  tmp_path: pathlib.Path, record: Any, says: str, given: str | None
+) -> None:
+  least.train(tmp_path, total_steps=1)
+  path = tmp_path / "checkpoint_1/extra/metadata"
+  content = json.loads(path.read_text())
+  content["extra"]["frozen"] = record
+  path.write_text(json.dumps(content))
+  with pytest.raises(checkpoints.CheckpointError, match=says):
+    least.train(
+      tmp_path,
+      model=least.Model(frozen="text_encoder"),
+      total_steps=2,
+      frozen_checkpoint=given,
+    )
+
+
+def test_what_a_recorded_path_of_frozen_networks_means(
+  tmp_path: pathlib.Path,
+) -> None:
+  def source(path: str, given: str | None = None) -> Any:
+    extra = {"frozen": {"path": path, "sha256": "0" * 64}}
+    return variables.frozen_source(given, extra, tmp_path)
+
+  assert variables.frozen_source(None, {}, tmp_path) is None
+  assert variables.frozen_source("a", {"frozen": None}, tmp_path) == "a"
+  assert source("frozen") == source(str(tmp_path / "frozen")) == "frozen"
+  assert source("/x/y") == "/x/y" and source("/x/y", "/z") == "/z"
+  # Of the run, wherever the command is given.
+  assert source("sub/tree") == str(tmp_path / "sub" / "tree")
 
 
 @pytest.mark.parametrize("log_period", [1, 20])
