@@ -163,11 +163,9 @@ def _take_frozen(
   model_dir: pathlib.Path,
 ) -> str:
   """Fills model_dir/frozen by rules, once; where it is."""
-  record = model_dir / FROZEN_REPORT
   if (model_dir / FROZEN_DIR).exists():
     asked = initial.record()
-    kept = json.loads(record.read_text()) if record.exists() else {}
-    if kept.get("initial_checkpoint") != asked:
+    if _taken_before(model_dir) != asked:
       raise ValueError(
         f"{model_dir / FROZEN_DIR} holds frozen networks that are not those of "
         f"{asked}: take another MODEL_DIR, or remove that folder."
@@ -184,6 +182,20 @@ def _take_frozen(
     assignment.write_report(model_dir, report, FROZEN_REPORT)
   checkpoints.save_tree(model_dir / FROZEN_DIR, tree)
   return FROZEN_DIR
+
+
+def _taken_before(model_dir: pathlib.Path) -> Any:
+  """What model_dir/frozen was taken by, as it was recorded; None if not."""
+  path = model_dir / FROZEN_REPORT
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text("utf-8"))["initial_checkpoint"]
+  except (KeyError, RecursionError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path} is damaged: remove it and the folder {FROZEN_DIR} beside it, to"
+      " take the networks again, or take another MODEL_DIR."
+    ) from error
 
 
 def _abstract(model: contract.Model) -> dict[str, PyTree]:

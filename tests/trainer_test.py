@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import threading
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import tiny
 
 from byt5_diffusion import (
+  assignment,
   checkpoints,
   optimizers,
   partitioning,
@@ -223,6 +225,29 @@ def test_a_broken_record_of_frozen_networks_stops_a_run_that_goes_on(
       total_steps=2,
       frozen_checkpoint=given,
     )
+
+
+@pytest.mark.parametrize(
+  "content", [b"", b'{"initial_che', b"[1]", b"{}", b"\xff\xfe", b"[" * 10**5]
+)
+def test_a_damaged_list_of_what_was_frozen_is_one_line_with_a_remedy(
+  tmp_path: pathlib.Path, content: bytes
+) -> None:
+  theirs, run = tmp_path / "theirs", tmp_path / "run"
+  model = least.Model(frozen="text_encoder")
+  least.train(theirs, total_steps=1)
+  initial = assignment.InitialCheckpoint(
+    path=str(theirs), rules=[("(.*)", r"\1")]
+  )
+  least.train(run, model=model, total_steps=1, frozen_checkpoint=initial)
+  (run / "frozen_checkpoint.json").write_bytes(content)
+  with pytest.raises(ValueError, match="is damaged: remove it and") as error:
+    least.train(run, model=model, total_steps=2, frozen_checkpoint=initial)
+  assert main_lib.is_user_error(error.value) and "\n" not in str(error.value)
+  # The remedy is one: the run goes on with the same networks.
+  (run / "frozen_checkpoint.json").unlink()
+  shutil.rmtree(run / "frozen")
+  least.train(run, model=model, total_steps=2, frozen_checkpoint=initial)
 
 
 def test_what_a_recorded_path_of_frozen_networks_means(
