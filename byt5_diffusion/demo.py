@@ -57,7 +57,7 @@ class Size:
   """
 
   bindings: tuple[str, ...] = ()
-  reader_bindings: tuple[str, ...] = ("TRAIN_STEPS=1000",)
+  reader_bindings: tuple[str, ...] = ("TRAIN_STEPS=1500",)
   kill_at: int = 600
   num_samples: int = 192
   num_pictures: int = 16384
