@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from byt5_diffusion import (
+  compilation,
   contract,
   costs,
   inference,
@@ -245,10 +246,7 @@ def trace_step(plan: Plan) -> Any:
 
 def _xla_peak_bytes(step: Any) -> int:
   """Temporary memory of the step, as XLA plans it for one device."""
-  options: dict[str, Any] = {}
-  if jax.default_backend() == "cpu":
-    # A plan is wanted, not fast code.
-    options = {"xla_backend_optimization_level": 0}
+  options = compilation.quick_options()  # A plan is wanted, not fast code.
   return step.lower().compile(options).memory_analysis().temp_size_in_bytes
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from byt5_diffusion import (
+  compilation,
   config_program,
   contract,
   costs,
@@ -217,9 +218,7 @@ def _init(plan: planning.Plan) -> Callable[[jax.Array], Any]:
 
 def _compile(traced: Sequence[Any]) -> list[Any]:
   """Side by side, and without optimizing: each runs once."""
-  options: dict[str, Any] = {}
-  if jax.default_backend() == "cpu":
-    options = {"xla_backend_optimization_level": 0}
+  options = compilation.quick_options()
   lowered = [function.lower() for function in traced]
   with futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
     return list(pool.map(lambda x: x.compile(options), lowered))

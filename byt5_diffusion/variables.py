@@ -21,6 +21,7 @@ import numpy as np
 from byt5_diffusion import (
   assignment,
   checkpoints,
+  compilation,
   contract,
   t5x_checkpoints,
   train_state,
@@ -332,14 +333,10 @@ def frozen_record(
 
 
 def _run_once(jitted: Any) -> Callable[..., Any]:
-  """Compiles without optimizing where that takes longer than the run does.
-
-  Random initial values are much code for XLA's CPU backend: a tiny UNet's cost
-  20 s of compilation with optimizations and 5 s without.
-  """
-  if jax.default_backend() != "cpu":
+  """Compiles without optimizing where that takes longer than the run does."""
+  options = compilation.quick_options()
+  if not options:
     return jitted
-  options = {"xla_backend_optimization_level": 0}
 
   def run(*arguments: Any) -> Any:
     return jitted.lower(*arguments).compile(options)(*arguments)

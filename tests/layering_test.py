@@ -30,9 +30,9 @@ LAYERS: dict[str, tuple[str, str]] = {
   "data": ("data.* feature_converters", ""),
   # Knows no model.
   "machinery": (
-    "checkpoints host_memory metric_writers model_gin optimizer_def optimizers"
-    " costs output_files partitioning recipes stop_signals stored_trees"
-    " telemetry train_state config"
+    "checkpoints compilation host_memory metric_writers model_gin"
+    " optimizer_def optimizers costs output_files partitioning recipes"
+    " stop_signals stored_trees telemetry train_state config"
     " assignment host_meeting host_places hosts run_lock t5x_checkpoints"
     " config_checks config_program config_source config_text config_types",
     "package maths",
