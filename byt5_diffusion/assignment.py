@@ -25,7 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from byt5_diffusion import checkpoints, stored_trees, t5x_checkpoints
+from byt5_diffusion import (
+  checkpoints,
+  output_files,
+  stored_trees,
+  t5x_checkpoints,
+)
 
 PyTree = Any
 Rules = Sequence[tuple[str, str | None]]
@@ -311,10 +316,8 @@ def write_report(
   name: str = REPORT_FILE,
 ) -> None:
   """Every name, as JSON, whole or not at all."""
-  path = pathlib.Path(folder) / name
-  temporary = path.with_name(f".{name}.partial")
-  temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-  os.replace(temporary, path)
+  text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+  output_files.write(pathlib.Path(folder) / name, text.encode("utf-8"))
 
 
 def initialize(

@@ -98,6 +98,21 @@ def test_what_does_not_fit_is_listed_with_both_shapes():
     assignment.assign(wanted, theirs, [("[ab].*", None), ("(x)?c", "\\1")])
 
 
+def test_a_report_is_written_whole_or_leaves_nothing(tmp_path, monkeypatch):
+  assignment.write_report(tmp_path, {"source": "größer"})
+  path = tmp_path / assignment.REPORT_FILE
+  assert json.loads(path.read_text("utf-8")) == {"source": "größer"}
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "replace", full)
+  with pytest.raises(OSError, match="No space left"):
+    assignment.write_report(tmp_path, {"source": "other"})
+  assert list(tmp_path.iterdir()) == [path]
+  assert json.loads(path.read_text("utf-8")) == {"source": "größer"}
+
+
 def test_long_lists_are_cut():
   wanted = {f"x{i}": jax.ShapeDtypeStruct((1,), np.float32) for i in range(30)}
   with pytest.raises(assignment.AssignmentError, match=r"x7 and 22 more;"):
