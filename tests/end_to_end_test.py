@@ -19,7 +19,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from byt5_diffusion import checkpoints, config, stored_trees
+from byt5_diffusion import checkpoints, config, recipes, stored_trees
 from byt5_diffusion import main as main_lib
 from byt5_diffusion.data import fonts
 
@@ -337,12 +337,25 @@ def test_every_recipe_takes_a_step(
   tmp_path: pathlib.Path,
 ) -> None:
   """Its own data, schedule, optimizer and dtype; the sizes of a test."""
-  values: dict[str, Any] = {"MODEL_DIR": str(tmp_path / "run")}
-  values |= {"TRAIN_STEPS": 1, "BATCH_SIZE": 2, "NUM_STREAMS": 1}
+  values = recipes.sized_down(config.read([recipe]), 2)
+  values |= {"TRAIN_STEPS": 1, "MODEL_DIR": str(tmp_path / "run")}
+  values["trainer.train.num_microbatches"] = 2
+  if "ocr" not in recipe:
+    values["models.TextToImageModel.num_sampling_steps"] = 2
   if "pictures" in recipe:
-    values["MIXTURE_OR_TASK_NAME"] = pictures(tmp_path / "photos", 12)
+    name = pictures(tmp_path / "photos", 12)
+    if "ocr" in recipe:
+      name = name.replace("folder:", "folder_reading:")
+      name = name.replace("@64x64", "@64x16")
+      values |= {"MAX_PATCHES": 64, "PATCH_SIZE": 16}
+    values["MIXTURE_OR_TASK_NAME"] = name
   if "finetune" in recipe:
-    values["INITIAL_CHECKPOINT_PATH"] = str(trained)
-  bindings = [flag.removeprefix("--gin.") for flag in flags(**values)]
+    values = SMALL | {
+      "BATCH_SIZE": 2,
+      "INITIAL_CHECKPOINT_PATH": str(trained),
+      "MODEL_DIR": str(tmp_path / "run"),
+      "TRAIN_STEPS": 1,
+    }
+  bindings = [f"{name}={value!r}" for name, value in values.items()]
   main_lib.run("train", [recipe], bindings)
   assert checkpoints.committed_steps(tmp_path / "run") == [1]
