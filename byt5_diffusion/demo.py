@@ -26,6 +26,7 @@ import tqdm
 from byt5_diffusion import (
   checkpoints,
   config,
+  feature_converters,
   inference,
   reading,
   report,
@@ -166,7 +167,7 @@ def word_sheet() -> list[tuple[str, str, np.ndarray]]:
   found: dict[str, tuple[str, str, np.ndarray]] = {}
   with _bar(total=WORDS_TO_DRAW, desc="drawing", unit="word") as bar:
     for batch in data:
-      images = inference.to_uint8(batch["images"])
+      images = feature_converters.to_pixels(batch["images"])
       for row, image in zip(batch["text_tokens"], images, strict=True):
         word = text.decode(row)
         script = words.script_of(word)
@@ -190,7 +191,7 @@ def read_task(program: Any, split: str, count: int) -> dict[str, np.ndarray]:
   )
   pictures: dict[str, np.ndarray] = {}
   for _, batch in zip(range(-(-count // BATCH_SIZE)), data, strict=False):
-    images = inference.to_uint8(batch["images"])
+    images = feature_converters.to_pixels(batch["images"])
     for row, image in zip(batch["text_tokens"], images, strict=True):
       pictures[text.decode(row)] = image
   return pictures

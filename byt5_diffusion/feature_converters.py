@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
   import seqio
@@ -102,6 +103,12 @@ READING_FEATURES = (
 # float of every pixel value. A table, because a compiler may turn x / 127.5
 # into x * (1 / 127.5), and then the two roads differ in the last bit.
 PIXELS = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
+
+
+def to_pixels(values: ArrayLike) -> np.ndarray:
+  """[-1, 1] to 0..255, rounded: PIXELS backwards; NaN becomes 0."""
+  scaled = np.nan_to_num(np.asarray(values, np.float32), nan=-1.0)
+  return np.rint(np.clip((scaled + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
 def example_id(key: str) -> np.ndarray:

@@ -23,10 +23,10 @@ import tqdm
 from PIL import Image
 
 from byt5_diffusion import (
-  config,
   contract,
+  feature_converters,
   telemetry,
-  variables,
+  trained,
 )
 from byt5_diffusion import partitioning as partitioning_lib
 from byt5_diffusion.data import text
@@ -75,85 +75,18 @@ def make_sampler(model: Any) -> Callable[..., jax.Array]:
   return draw
 
 
-def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
-  """[-1, 1] to 0..255, rounded."""
-  scaled = np.clip((np.asarray(images, np.float32) + 1) * 127.5, 0, 255)
-  return np.rint(scaled).astype(np.uint8)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generator:
-  """A model with its weights, ready to draw.
-
-  Attributes:
-    model: meets contract.Model.
-    params: trained (by default averaged) parameters.
-    frozen: the frozen networks, or None.
-    step: training step of the weights.
-    batch_size: images drawn at a time; shapes are compiled once for it.
-  """
-
-  model: Any
-  params: PyTree
-  frozen: PyTree = None
-  step: int = 0
-  batch_size: int = 8
+class Generator(trained.Trained):
+  """A model that draws, with its weights."""
 
   @classmethod
-  def from_model_dir(
-    cls,
-    model_dir: str,
-    *,
-    step: int | None = None,
-    use_ema: bool = True,
-    trust_config: bool = False,
-    batch_size: int = 8,
-  ) -> "Generator":
-    """Reads model.gin and a checkpoint of a run; runs no code of the folder.
-
-    Args:
-      model_dir: a run's MODEL_DIR.
-      step: checkpoint; None is the last committed one.
-      use_ema: the averaged parameters, where the run kept them.
-      trust_config: allow model.gin to name code outside this package.
-      batch_size: images per call of the network.
-
-    Raises:
-      config.ConfigError: model.gin is missing, broken or not allowed.
-      checkpoints.CheckpointError: no readable checkpoint of this model.
-    """
-    telemetry.enable_compilation_cache()
-    model = config.load_model_gin(
-      pathlib.Path(model_dir) / "model.gin", trust_config=trust_config
-    )
-    return cls.restore(
-      model, model_dir, step=step, use_ema=use_ema, batch_size=batch_size
-    )
-
-  @classmethod
-  def restore(
-    cls,
-    model: Any,
-    model_dir: str,
-    *,
-    step: int | None = None,
-    use_ema: bool = True,
-    batch_size: int = 8,
-  ) -> "Generator":
-    """As from_model_dir, for a model that is built already."""
+  def check(cls, model: Any, where: str) -> None:
+    """Raises ValueError for a model that does not draw."""
     if not isinstance(model, contract.Draws):
       raise ValueError(
-        f"{model_dir}: this model reads, but does not draw: `byt5-diffusion "
-        "ocr` reads a picture by it."
+        f"{where}: this model reads, but does not draw: `byt5-diffusion ocr` "
+        "reads a picture by it."
       )
-    params, frozen, step = variables.restore(model, model_dir, step, use_ema)
-    return cls(
-      model=model,
-      params=params,
-      frozen=frozen,
-      step=step,
-      batch_size=batch_size,
-    )
 
   @functools.cached_property
   def _draw(self) -> Callable[..., jax.Array]:
@@ -175,8 +108,6 @@ class Generator:
     """
     if not texts:
       raise ValueError("generate() needs at least one text.")
-    if self.batch_size < 1:
-      raise ValueError(f"batch_size={self.batch_size} must be positive.")
     if guidance_scale is not None and not math.isfinite(guidance_scale):
       raise ValueError(f"{guidance_scale=} must be a finite number.")
     if abs(seed) >= 2**63:
@@ -215,7 +146,7 @@ class Generator:
         guidance_scale=guidance_scale,
         num_steps=num_steps,
       )
-      images.append(to_uint8(batch))
+      images.append(feature_converters.to_pixels(batch))
     return np.concatenate(images)[: len(tokens)]
 
 
@@ -274,8 +205,9 @@ def infer(
         jax.random.key(seed), jnp.asarray(batch["example_id"])
       )
       images = generator.draw(batch["text_tokens"], rngs)
+      targets = feature_converters.to_pixels(batch["images"])
       for tokens, image, target in zip(
-        batch["text_tokens"], images, to_uint8(batch["images"]), strict=True
+        batch["text_tokens"], images, targets, strict=True
       ):
         name = f"{drawn:06d}"
         Image.fromarray(image).save(directory / f"{name}.png")

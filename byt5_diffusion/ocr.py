@@ -125,13 +125,9 @@ class PatchFeatures:
   ) -> tuple[Array, Array]:
     """Features [B, S, D] of batch["patches"] or batch["images"], and a mask."""
     del flax_mutables
-    features: Any = self.encoder.apply(
-      {"params": params[READER]["encoder"]},
-      self._patches(batch),
-      enable_dropout=enable_dropout,
-      rngs=contract.dropout_rngs(enable_dropout, dropout_rng),
+    return _encode(
+      self.encoder, params, self._patches(batch), enable_dropout, dropout_rng
     )
-    return features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,13 +195,8 @@ class UNetFeatures:
   ) -> tuple[Array, Array]:
     """Features [B, S, D] of batch["images"] and a mask [B, S], all True."""
     grid = self._grid(params, batch["images"], flax_mutables)
-    features: Any = self.encoder.apply(
-      {"params": params[READER]["encoder"]},
-      patches.extract(grid.astype(jnp.float32), 1),
-      enable_dropout=enable_dropout,
-      rngs=contract.dropout_rngs(enable_dropout, dropout_rng),
-    )
-    return features
+    cut = patches.extract(grid.astype(jnp.float32), 1)
+    return _encode(self.encoder, params, cut, enable_dropout, dropout_rng)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -474,6 +465,23 @@ def merge(first: PyTree, second: PyTree) -> PyTree:
   for name in first.keys() & second.keys():
     merged[name] = merge(first[name], second[name])
   return merged
+
+
+def _encode(
+  encoder: nn.Module,
+  params: PyTree,
+  cut: Array,
+  enable_dropout: bool,
+  dropout_rng: Array | None,
+) -> tuple[Array, Array]:
+  """Features and mask of patches, by the reader's encoder."""
+  features: Any = encoder.apply(
+    {"params": params[READER]["encoder"]},
+    cut,
+    enable_dropout=enable_dropout,
+    rngs=contract.dropout_rngs(enable_dropout, dropout_rng),
+  )
+  return features
 
 
 def _as_reader(variables: PyTree, part: str) -> dict[str, PyTree]:

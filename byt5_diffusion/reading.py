@@ -22,12 +22,12 @@ import tqdm
 
 from byt5_diffusion import (
   confidence,
-  config,
   contract,
   evaluation,
   feature_converters,
   spelling,
   telemetry,
+  trained,
   variables,
 )
 from byt5_diffusion import partitioning as partitioning_lib
@@ -74,77 +74,17 @@ def make_read_step(model: contract.Reads) -> Callable[..., Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reader:
-  """A model with its weights, ready to read.
-
-  Attributes:
-    model: meets contract.Model and contract.Reads.
-    params: trained (by default averaged) parameters.
-    frozen: the frozen networks, or None.
-    step: training step of the weights.
-    batch_size: pictures read at a time; shapes are compiled once for it.
-  """
-
-  model: Any
-  params: PyTree
-  frozen: PyTree = None
-  step: int = 0
-  batch_size: int = 8
+class Reader(trained.Trained):
+  """A model that reads, with its weights."""
 
   @classmethod
-  def from_model_dir(
-    cls,
-    model_dir: str,
-    *,
-    step: int | None = None,
-    use_ema: bool = True,
-    trust_config: bool = False,
-    batch_size: int = 8,
-  ) -> "Reader":
-    """Reads model.gin and a checkpoint of a run; runs no code of the folder.
-
-    Args:
-      model_dir: a run's MODEL_DIR.
-      step: checkpoint; None is the last committed one.
-      use_ema: the averaged parameters, where the run kept them.
-      trust_config: allow model.gin to name code outside this package.
-      batch_size: pictures per call of the network.
-
-    Raises:
-      config.ConfigError: model.gin is missing, broken or not allowed.
-      checkpoints.CheckpointError: no readable checkpoint of this model.
-      ValueError: the model draws, but does not read.
-    """
-    telemetry.enable_compilation_cache()
-    model = config.load_model_gin(
-      pathlib.Path(model_dir) / "model.gin", trust_config=trust_config
-    )
-    return cls.restore(
-      model, model_dir, step=step, use_ema=use_ema, batch_size=batch_size
-    )
-
-  @classmethod
-  def restore(
-    cls,
-    model: Any,
-    model_dir: str,
-    *,
-    step: int | None = None,
-    use_ema: bool = True,
-    batch_size: int = 8,
-  ) -> "Reader":
-    """As from_model_dir, for a model that is built already."""
-    check_reads(model, model_dir)
-    if batch_size < 1:
-      raise ValueError(f"{batch_size=} must be positive.")
-    params, frozen, step = variables.restore(model, model_dir, step, use_ema)
-    return cls(
-      model=model,
-      params=params,
-      frozen=frozen,
-      step=step,
-      batch_size=batch_size,
-    )
+  def check(cls, model: Any, where: str) -> None:
+    """Raises ValueError for a model that does not read."""
+    if not isinstance(model, contract.Reads):
+      raise ValueError(
+        f"{where}: this model draws, but does not read. Train one with "
+        "models/ocr.gin (reads) or models/joint.gin (draws and reads)."
+      )
 
   @functools.cached_property
   def _read(self) -> Callable[..., Any]:
@@ -216,15 +156,6 @@ class Reader:
       )
       found += map(to_reading, decoded.tokens, decoded.log_probs)
     return found[:count]
-
-
-def check_reads(model: Any, where: str) -> None:
-  """Raises ValueError for a model that cannot read."""
-  if not isinstance(model, contract.Reads):
-    raise ValueError(
-      f"{where}: this model draws, but does not read. Train one with "
-      "models/ocr.gin (reads) or models/joint.gin (draws and reads)."
-    )
 
 
 # --- Scores ------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from byt5_diffusion import inference
+from byt5_diffusion import feature_converters
 from byt5_diffusion.data import pipeline, text
 
 _CHUNK = re.compile(r"(?P<results>.+)-chunk(?P<number>\d+)")
@@ -95,7 +95,7 @@ def write_predictions(
       elif output.ndim == 1:
         record["prediction"] = text.decode(output)
       else:
-        pictures = {"image": inference.to_uint8(output)}
+        pictures = {"image": feature_converters.to_pixels(output)}
         if "image" in example:
           pictures["target"] = example["image"]
         stem = folder / f"{match['number']}-{i:05d}"

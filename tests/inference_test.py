@@ -15,6 +15,7 @@ from PIL import Image
 from byt5_diffusion import (
   checkpoints,
   evaluation,
+  feature_converters,
   inference,
   optimizers,
   partitioning,
@@ -116,9 +117,9 @@ def test_very_long_captions_are_cut_and_drawn(
   assert images.shape[0] == 2
 
 
-def test_to_uint8_is_exact_at_the_ends() -> None:
+def test_to_pixels_is_exact_at_the_ends() -> None:
   values = np.array([-1.5, -1.0, 0.0, 1.0, 2.0])
-  assert inference.to_uint8(values).tolist() == [0, 0, 128, 255, 255]
+  assert feature_converters.to_pixels(values).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_frozen_weights_are_checked(
@@ -211,7 +212,7 @@ def test_infer_writes_an_image_beside_each_target(
       for name in ("image", "target")
     )
     assert drawn.shape == target.shape == (tiny.HEIGHT, tiny.WIDTH, 3)
-    assert np.array_equal(target, inference.to_uint8(first[i]))
+    assert np.array_equal(target, feature_converters.to_pixels(first[i]))
   # Other batches, the same pictures; fewer are the first ones.
   smaller = inference.infer(
     infer_data=Rows,

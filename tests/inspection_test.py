@@ -130,7 +130,7 @@ def test_a_row_is_what_the_batch_says():
 def test_pixels_come_back_to_the_bit():
   pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
   floats = feature_converters.PIXELS[pixels]
-  np.testing.assert_array_equal(batch_view.to_pixels(floats), pixels)
+  np.testing.assert_array_equal(feature_converters.to_pixels(floats), pixels)
 
 
 def test_patches_are_put_back_wherever_they_stand():

@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   "programs": (
     "inspection inspection_picture planning trial validation validation_report"
     " evaluation inference preparation reading report t5x_hooks trainer"
-    " run_info variables",
+    " run_info trained variables",
     "package maths samplers guidance data machinery scores models",
   ),
   # gin names these; nobody imports them.

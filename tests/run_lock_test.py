@@ -91,8 +91,10 @@ def test_file_systems_without_locks_are_no_hindrance(tmp_path, monkeypatch):
     raise OSError(errno.ENOLCK, "No locks available")
 
   monkeypatch.setattr(run_lock.fcntl, "flock", flock)
+  entered = []
   with run_lock.held(tmp_path), run_lock.held(tmp_path):
-    pass
+    entered.append(True)
+  assert entered == [True]
 
 
 @pytest.mark.parametrize("index", [0, 1])

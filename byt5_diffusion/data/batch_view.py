@@ -73,7 +73,7 @@ class Row:
   def picture(self) -> np.ndarray | None:
     """uint8 [H, W, 3]; patches are put back to their places."""
     if "images" in self.arrays:
-      return to_pixels(self.arrays["images"])
+      return feature_converters.to_pixels(self.arrays["images"])
     if "patches" in self.arrays:
       return join(self.arrays["patches"])
     return None
@@ -104,12 +104,6 @@ def rows(batches: Iterable[Batch]) -> list[Row]:
 # --- Pictures ----------------------------------------------------------------
 
 
-def to_pixels(values: np.ndarray) -> np.ndarray:
-  """[-1, 1] to 0..255, rounded; what is no number becomes 0."""
-  scaled = np.nan_to_num(np.asarray(values, np.float32), nan=-1.0)
-  return np.rint(np.clip((scaled + 1) * 127.5, 0, 255)).astype(np.uint8)
-
-
 def grid(patches: np.ndarray) -> tuple[int, int]:
   """Rows and columns of the picture that patches [P, 2 + 3 p^2] make up."""
   if not len(patches):
@@ -138,7 +132,8 @@ def join(patches: np.ndarray) -> np.ndarray:
   picture = np.full((max(height, 1), max(width, 1), side, side, 3), 128, "u1")
   for patch in patches[patches[:, 0] > 0]:
     row, column = int(patch[0]) - 1, int(patch[1]) - 1
-    picture[row, column] = to_pixels(patch[2:]).reshape(side, side, 3)
+    pixels = feature_converters.to_pixels(patch[2:])
+    picture[row, column] = pixels.reshape(side, side, 3)
   return picture.transpose(0, 2, 1, 3, 4).reshape(
     picture.shape[0] * side, picture.shape[1] * side, 3
   )
@@ -263,10 +258,10 @@ def _task_features(row: Row) -> dict[str, np.ndarray]:
   for name, value in row.arrays.items():
     feature = FEATURES.get(name)
     if feature is not None and feature.encoding == "pixels":
-      value = to_pixels(value)
+      value = feature_converters.to_pixels(value)
     elif feature is not None and feature.encoding == "patches":
       used = value[value[:, 0] > 0]
-      pixels = to_pixels(used[:, 2:])
+      pixels = feature_converters.to_pixels(used[:, 2:])
       value = np.concatenate([used[:, :2], pixels], axis=1).astype(np.int16)
     elif name == "text_tokens":
       value = row.tokens
