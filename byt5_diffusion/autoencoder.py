@@ -1,6 +1,6 @@
 """Codecs between images and the latents that a UNet denoises.
 
-A codec has two methods and two attributes; which one is in use is nobody
+A codec has three methods and two attributes; which one is in use is nobody
 else's business.
 """
 
@@ -20,6 +20,9 @@ class Codec(Protocol):
   downsampling: int
   latent_channels: int
 
+  def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any] | None:
+    """{"params", "params_axes"}, always frozen; None where there are none."""
+
   def encode(
     self, params: Any, images: jax.Array, rngs: jax.Array
   ) -> jax.Array:
@@ -33,6 +36,10 @@ class PixelCodec:
 
   downsampling = 1
   latent_channels = 3
+
+  def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any] | None:
+    """None: pixels have no parameters."""
+    del rng, images
 
   def encode(
     self, params: Any, images: jax.Array, rngs: jax.Array

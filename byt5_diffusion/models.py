@@ -137,7 +137,11 @@ class TextToImageModel:
     images = jnp.zeros(input_shapes["images"], jnp.float32)
     text_tokens = jnp.ones(input_shapes["text_tokens"], jnp.int32)
     rngs = jax.random.split(rng, len(images))
-    latents = jax.eval_shape(lambda x: self.codec.encode(None, x, rngs), images)
+    # Folded in, so that a codec without parameters changes nobody's key.
+    codec = self.codec.init(jax.random.fold_in(rng, 2), images)
+    latents = jax.eval_shape(
+      lambda c, x: self.codec.encode(c and c["params"], x, rngs), codec, images
+    )
     text = self.text_encoder.init(text_rng, text_tokens)
     embeddings = jax.eval_shape(
       lambda p: self.text_encoder.apply({"params": p}, text_tokens),
@@ -151,14 +155,14 @@ class TextToImageModel:
       jnp.ones(text_tokens.shape, bool),
     )
     home = "frozen" if self.freeze_text_encoder else "params"
-    variables: dict[str, PyTree] = {
-      "params": {"unet": unet["params"]},
-      "params_axes": {"unet": unet["params_axes"]},
-    }
-    variables.setdefault(home, {})["text_encoder"] = text["params"]
-    variables.setdefault(f"{home}_axes", {})["text_encoder"] = text[
-      "params_axes"
-    ]
+    parts = [("params", "unet", unet), (home, "text_encoder", text)]
+    if codec is not None:
+      parts.append(("frozen", "codec", codec))
+    variables: dict[str, PyTree] = {}
+    for collection, name, initial in parts:
+      variables.setdefault(collection, {})[name] = initial["params"]
+      axes = variables.setdefault(f"{collection}_axes", {})
+      axes[name] = initial["params_axes"]
     return variables
 
   # --- The way of an example: text -> embeddings -> denoiser -> images -------
@@ -209,8 +213,7 @@ class TextToImageModel:
       {"params": params["unet"]},
       noisy_latents,
       self.time_scale * timesteps + self.time_offset,
-      conditioning.text_embeddings,
-      conditioning.text_mask,
+      **conditioning.arguments(),
       enable_dropout=enable_dropout,
       rngs=contract.dropout_rngs(enable_dropout, dropout_rng),
     )
@@ -250,7 +253,7 @@ class TextToImageModel:
       {"params": params["unet"]},
       noisy,
       self.time_scale * self.schedule.timesteps(levels) + self.time_offset,
-      *conditioning,
+      **conditioning.arguments(),
       capture_intermediates=lambda module, _: module.path == (block,),
       mutable=["intermediates"],
     )

@@ -1,0 +1,1 @@
+"""Roads in and out for weights of other programs."""

@@ -1,0 +1,62 @@
+"""Which array of another program is which of ours.
+
+A family of networks (UNet, autoencoder, T5, CLIP) has a module of its own here
+with four functions: `config_from_json`, `config_to_json`, `entries` and
+`shapes`. An entry names one array of ours and what it is made of; entries are
+read in both directions. Our names are those of unrolled trees, relative to the
+network's root: "down_blocks_0/resnets_0/conv1/kernel".
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class ConversionError(ValueError):
+  """Weights that can't be converted; says which file and key, and why."""
+
+
+class Entry(NamedTuple):
+  """One array of ours.
+
+  Attributes:
+    ours: its name.
+    theirs: the name of the array that it is made of.
+    transform: key of TRANSFORMS.
+    part: (i, n): ours is the i-th of n equal parts of theirs, split along the
+      first axis of theirs, before the transform.
+  """
+
+  ours: str
+  theirs: str
+  transform: str = "same"
+  part: tuple[int, int] = (0, 1)
+
+
+class Transform(NamedTuple):
+  """A change of layout and its inverse; both return views where numpy can."""
+
+  to_ours: Callable[[np.ndarray], np.ndarray]
+  to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+  return array
+
+
+TRANSFORMS: dict[str, Transform] = {
+  "same": Transform(_same, _same),
+  # PyTorch's Linear [out, in] and ours [in, out].
+  "dense": Transform(np.transpose, np.transpose),
+  # PyTorch's Conv2d [out, in, h, w] and ours [h, w, in, out].
+  "conv": Transform(
+    lambda x: np.transpose(x, (2, 3, 1, 0)),
+    lambda x: np.transpose(x, (3, 2, 0, 1)),
+  ),
+  # A 1 x 1 Conv2d [out, in, 1, 1] where ours is dense [in, out].
+  "conv_as_dense": Transform(
+    lambda x: np.transpose(x[:, :, 0, 0]),
+    lambda x: np.transpose(x)[:, :, None, None],
+  ),
+}
