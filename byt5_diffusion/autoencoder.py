@@ -40,6 +40,7 @@ class PixelCodec:
   def init(self, rng: jax.Array, images: jax.Array) -> dict[str, Any] | None:
     """None: pixels have no parameters."""
     del rng, images
+    return None
 
   def encode(
     self, params: Any, images: jax.Array, rngs: jax.Array
