@@ -216,6 +216,37 @@ def open_source(
   return checkpoints.open_source(path, step, use_ema)
 
 
+def join(sources: Sequence[Source]) -> Source:
+  """One source of several that share no name.
+
+  Raises:
+    AssignmentError: two hold an array of the same name.
+  """
+  if len(sources) == 1:
+    return sources[0]
+  owners: dict[str, Source] = {}
+  for source in sources:
+    for name in source.shapes:
+      if name in owners:
+        raise AssignmentError(
+          f"both {owners[name].what} and {source.what} hold {name}: name the"
+          " folder of the one network that is wanted of each, as .../unet."
+        )
+      owners[name] = source
+
+  def read(names: Collection[str]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for source in sources:
+      found |= source.read([name for name in names if name in source.shapes])
+    return found
+
+  return Source(
+    what=" and ".join(source.what for source in sources),
+    shapes={name: x.shapes[name] for name, x in owners.items()},
+    read=read,
+  )
+
+
 # --- What a recipe binds. ---
 
 
@@ -224,21 +255,39 @@ class InitialCheckpoint:
   """Where a new run's parameters start, instead of at random.
 
   Attributes:
-    path: see open_source.
+    path: see open_source; or several, which share no name.
     rules: see the module; all parameters by their own names when left out.
     step: see open_source.
     use_ema: see open_source.
   """
 
-  path: str
+  path: str | Sequence[str]
   rules: Rules = ALL
   step: int | None = None
   use_ema: bool = True
 
+  @property
+  def paths(self) -> list[str]:
+    """All of path, as a list."""
+    return [self.path] if isinstance(self.path, str) else list(self.path)
+
+  def open(self) -> Source:
+    """What there is; reads no array yet.
+
+    Raises:
+      checkpoints.CheckpointError, AssignmentError: see open_source and join.
+    """
+    if not self.paths:
+      raise AssignmentError("The initial checkpoint's list of paths is empty.")
+    return join(
+      [open_source(path, self.step, self.use_ema) for path in self.paths]
+    )
+
   def record(self) -> dict[str, Any]:
     """What was asked for, as JSON."""
+    paths = [os.path.abspath(path) for path in self.paths]
     return {
-      "path": os.path.abspath(self.path),
+      "path": paths[0] if isinstance(self.path, str) else paths,
       "rules": [list(rule) for rule in self.rules],
       "step": self.step,
       "use_ema": self.use_ema,
@@ -246,7 +295,7 @@ class InitialCheckpoint:
 
   def check(self, shapes: PyTree) -> Assignment:
     """Raises as `take` does, before anything is drawn, compiled or read."""
-    source = open_source(self.path, self.step, self.use_ema)
+    source = self.open()
     return assign(stored_trees.flatten_names(shapes), source, self.rules)
 
   def take(self, tree: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -260,7 +309,7 @@ class InitialCheckpoint:
       AssignmentError: see `assign`.
       checkpoints.CheckpointError: the checkpoint can't be used.
     """
-    source = open_source(self.path, self.step, self.use_ema)
+    source = self.open()
     flat = stored_trees.flatten_names(tree)
     found = assign(flat, source, self.rules)
     arrays = source.read(sorted(set(found.taken.values())))

@@ -326,7 +326,7 @@ class _Run:
       source = self.arguments.get(name)
       if (
         isinstance(source, assignment.InitialCheckpoint)
-        and source.path != recipes.NOWHERE
+        and recipes.NOWHERE not in source.paths
         and collection in plan.variables
       ):
         source.check(plan.variables[collection])
@@ -348,13 +348,13 @@ class _Run:
   def _check_paths(self) -> None:
     for name in ("frozen_checkpoint", "initial_checkpoint"):
       source = self.arguments.get(name)
-      path = getattr(source, "path", source)  # Of an InitialCheckpoint.
-      if path == recipes.NOWHERE:
-        continue
-      if isinstance(path, str) and (gone := recipes.missing_path(path)):
-        raise ValueError(
-          f"trainer.train.{name} = {gone!r}: there is no such file or folder."
-        )
+      # Of an InitialCheckpoint, or the path of a tree, or nothing.
+      for path in getattr(source, "paths", [source]):
+        known = isinstance(path, str) and path != recipes.NOWHERE
+        if known and (gone := recipes.missing_path(path)):
+          raise ValueError(
+            f"trainer.train.{name} = {gone!r}: there is no such file or folder."
+          )
 
   def _try(self) -> None:
     """The same recipe with tiny networks, really run."""

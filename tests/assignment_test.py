@@ -376,3 +376,26 @@ def test_what_a_frozen_network_cannot_be_made_of(
       frozen_checkpoint=InitialCheckpoint(path=theirs, rules=rules),
     )
   assert not (tmp_path / "frozen").exists()
+
+
+# --- Several checkpoints. ---
+
+
+def test_networks_of_several_folders_become_one_model(tmp_path):
+  first, second = tmp_path / "first", tmp_path / "second"
+  checkpoints.save_tree(first, {"unet": {"kernel": np.arange(3.0)}})
+  checkpoints.save_tree(second, {"text_encoder": {"bias": np.ones(2)}})
+  paths = [str(first), str(second)]
+  wanted = {
+    "text_encoder": {"bias": np.zeros(2)},
+    "unet": {"kernel": np.zeros(3)},
+  }
+  tree, report = InitialCheckpoint(path=paths).take(wanted)
+  np.testing.assert_array_equal(tree["unet"]["kernel"], [0, 1, 2])
+  np.testing.assert_array_equal(tree["text_encoder"]["bias"], [1, 1])
+  assert report["initial_checkpoint"]["path"] == paths
+  assert "first" in report["source"] and "second" in report["source"]
+  with pytest.raises(assignment.AssignmentError, match="both .* unet/kernel"):
+    InitialCheckpoint(path=[str(first), str(first)]).take(wanted)
+  with pytest.raises(assignment.AssignmentError, match="list of paths is emp"):
+    InitialCheckpoint(path=[]).take(wanted)
