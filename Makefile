@@ -4,6 +4,9 @@ VENV ?= .venv
 DEMO_DIR ?= demo
 DEMO_FLAGS ?=
 EXTRAS ?= data,typography,pango,skia,dev
+# What tests compare with: PyTorch, diffusers, transformers. `make test PEERS=`
+# does without them.
+PEERS ?= parity
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
@@ -42,10 +45,16 @@ fonts: setup
 demo: setup fonts
 	$(BIN)/python -m byt5_diffusion.demo --output_dir $(DEMO_DIR) $(DEMO_FLAGS)
 
-test: setup
+$(VENV)/.peers: $(VENV)/.installed
+	@if [ -n "$(PEERS)" ]; then \
+	  echo "Installing peers to compare with (once) ..."; \
+	  $(PIP) install -q -c constraints.txt -e ".[$(EXTRAS),$(PEERS)]" && \
+	  touch $@; fi
+
+test: $(VENV)/.peers
 	$(BIN)/python -m pytest -q
 
-test-all: setup
+test-all: $(VENV)/.peers
 	$(PIP) install -q -c constraints.txt -e ".[$(EXTRAS),parity,t5x]"
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
