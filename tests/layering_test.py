@@ -23,7 +23,10 @@ LAYERS: dict[str, tuple[str, str]] = {
   "package": (". data tasks", ""),
   # Formulas. Nothing of ours.
   "maths": ("conditions diffusion losses utf8", ""),
-  "networks": ("autoencoder byt5 byt5_decoder layers patches unet", "maths"),
+  "networks": (
+    "autoencoder autoencoder_kl byt5 byt5_decoder layers patches unet",
+    "maths",
+  ),
   "samplers": ("decoding samplers", "maths"),
   "guidance": ("guidance", "maths samplers"),
   # Bytes and pictures to batches. No JAX.
@@ -40,7 +43,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Compares strings, so it must know the bytes of data.text.
   "scores": ("confidence spelling", "maths data"),
   "models": (
-    "contract joint models ocr",
+    "contract denoising joint models ocr text_conditioning",
     "maths networks samplers guidance",
   ),
   "programs": (

@@ -1,0 +1,1 @@
+"""Parity with PyTorch; a package, since its files share names with others."""
