@@ -12,6 +12,9 @@ bfloat16's eight bits.
 
 import dataclasses
 import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +24,11 @@ from flax.linen import partitioning as nn_partitioning
 
 from byt5_diffusion import layers
 
+Params = Any
+
 # Where T5X's scanned networks put the layers' axis in every parameter.
 SCAN_AXIS = 1
+_LAYER = re.compile(r"layers_(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,3 +248,66 @@ class TextEncoder(nn.Module):
     return Encoder(config, enable_dropout, name="encoder")(
       embedded, text_tokens > 0
     )
+
+
+# --- Scanned and unrolled trees. ---
+
+
+def with_layers_apart(config: Byt5Config) -> Byt5Config:
+  """The same network with layers_0, layers_1, .. in its tree."""
+  return dataclasses.replace(config, scan_layers=False)
+
+
+def stacked(params: Params) -> Params:
+  """The tree of a scanned network, of that of an unrolled one.
+
+  layers_0, layers_1, .. become `layers`, whose leaves have the layers' axis in
+  place SCAN_AXIS. Serves encoder, decoder and any tree that holds them. Stacked
+  parts are returned as they are. NumPy arrays stay NumPy arrays.
+
+  Raises:
+    ValueError: a layer is missing, or layers differ.
+  """
+
+  def stack(node: dict[str, Any]) -> dict[str, Any]:
+    layers_of = {k: v for k, v in node.items() if _LAYER.fullmatch(k)}
+    if not layers_of:
+      return node
+    wanted = [f"layers_{i}" for i in range(len(layers_of))]
+    if sorted(layers_of) != sorted(wanted):
+      raise ValueError(f"Layers have gaps: {sorted(layers_of)}.")
+    rest = {k: v for k, v in node.items() if k not in layers_of}
+    together = jax.tree.map(_stack, *(layers_of[name] for name in wanted))
+    return {**rest, "layers": together}
+
+  return _walk(params, stack)
+
+
+def unrolled(params: Params) -> Params:
+  """The tree of an unrolled network: the inverse of `stacked`."""
+
+  def unroll(node: dict[str, Any]) -> dict[str, Any]:
+    if "layers" not in node:
+      return node
+    rest = {k: v for k, v in node.items() if k != "layers"}
+    depth = {x.shape[SCAN_AXIS] for x in jax.tree.leaves(node["layers"])}
+    if len(depth) != 1:
+      raise ValueError(f"Stacked layers have several depths: {sorted(depth)}.")
+    for i in range(depth.pop()):
+      rest[f"layers_{i}"] = jax.tree.map(lambda x, i=i: x[:, i], node["layers"])
+    return rest
+
+  return _walk(params, unroll)
+
+
+def _walk(
+  node: Params, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Params:
+  if not isinstance(node, Mapping):
+    return node
+  return change({name: _walk(child, change) for name, child in node.items()})
+
+
+def _stack(*leaves: Any) -> Any:
+  host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+  return (np if host else jnp).stack(leaves, SCAN_AXIS)

@@ -227,7 +227,7 @@ class TextDecoder(nn.Module):
     """One token of every row: `__call__`'s row of logits, by the cache.
 
     A scanned network's parameters are taken apart first; do it once before a
-    long loop, by `unrolled`.
+    long loop, by `byt5.unrolled`.
 
     Args:
       params: this module's, of a scanned or an unrolled network.
@@ -240,7 +240,7 @@ class TextDecoder(nn.Module):
       it. After max_length steps there is no room left: the last is replaced.
     """
     config = self.config
-    params = unrolled(params, config)
+    params = byt5.unrolled(params)
     index = cache["index"]
     max_length = cache["own"][0]["key"].shape[1]
     bias = self._step_bias(params, index, max_length)
@@ -318,23 +318,6 @@ class Byt5(nn.Module):
     )
 
 
-def unrolled(params: Params, config: byt5.Byt5Config) -> Params:
-  """TextDecoder's parameters with layers_0.. for the stacked `layers`.
-
-  Parameters that are unrolled already are returned as they are.
-  """
-  if "layers" not in params["decoder"]:
-    return params
-  decoder = dict(params["decoder"])
-  stacked = decoder.pop("layers")
-  for i in range(config.num_decoder_layers):
-    decoder[f"layers_{i}"] = jax.tree.map(
-      lambda leaf, i=i: lax.index_in_dim(leaf, i, byt5.SCAN_AXIS, False),
-      stacked,
-    )
-  return {**params, "decoder": decoder}
-
-
 # --- Modules, made alike for both forms --------------------------------------
 
 
@@ -374,7 +357,7 @@ def _cross_bias(encoded_mask: jax.Array) -> jax.Array:
 
 
 def _layers_of(params: Params, config: byt5.Byt5Config) -> list[Params]:
-  decoder = unrolled(params, config)["decoder"]
+  decoder = byt5.unrolled(params)["decoder"]
   return [decoder[f"layers_{i}"] for i in range(config.num_decoder_layers)]
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from byt5_diffusion import (
+  byt5,
   byt5_decoder,
   contract,
   decoding,
@@ -303,9 +304,7 @@ class OcrModel:
     """
     beam_size = self.beam_size if beam_size is None else beam_size
     encoded, mask = self.features(params, batch, flax_mutables)
-    weights = byt5_decoder.unrolled(
-      params[READER]["decoder"], self.decoder.config
-    )
+    weights = byt5.unrolled(params[READER]["decoder"])
     cache = self.decoder.init_cache(
       weights, encoded, mask, self.max_text_length
     )

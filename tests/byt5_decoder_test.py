@@ -265,7 +265,7 @@ def test_scanned_layers_equal_unrolled_ones():
   )
   actual, scanned_gradient = value_and_gradient(config, scanned)
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
-  apart = byt5_decoder.unrolled(scanned_gradient, config)
+  apart = byt5.unrolled(scanned_gradient)
   assert apart["decoder"].keys() == gradient["decoder"].keys()
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
