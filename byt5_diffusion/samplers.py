@@ -128,24 +128,69 @@ def sample(
     [B, ...] float32.
   """
 
-  def body(state: tuple[Any, Array], step: tuple[Array, Array, Array]) -> Any:
-    carry, noisy_latents = state
+  return _run(
+    lambda estimate: denoise_fn, sampler, noise, log_snrs, rngs, estimates=False
+  )
+
+
+def sample_with_estimates(
+  denoise_fn_of: Callable[[Array], DenoiseFn],
+  sampler: Sampler,
+  noise: Array,
+  log_snrs: Array,
+  rngs: Array | None = None,
+) -> Array:
+  """`sample` for a network that sees its last estimate (Chen et al. 2022).
+
+  Args:
+    denoise_fn_of: estimate of x0 [B, ...] -> denoise_fn. The estimate is x0 of
+      the step before, zeros at first; what a sampler asks for after a step's
+      first evaluation gets that evaluation's x0.
+    sampler, noise, log_snrs, rngs: as of `sample`.
+  """
+  return _run(denoise_fn_of, sampler, noise, log_snrs, rngs, estimates=True)
+
+
+def _run(
+  denoise_fn_of: Callable[[Array], DenoiseFn],
+  sampler: Sampler,
+  noise: Array,
+  log_snrs: Array,
+  rngs: Array | None,
+  *,
+  estimates: bool,
+) -> Array:
+  def body(state: Any, step: tuple[Array, Array, Array]) -> Any:
+    carry, noisy_latents, estimate = state
     index, log_snr_t, log_snr_s = step
-    return sampler.step(
-      _in_float32(denoise_fn),
+    seen = [estimate]
+
+    def denoise(noisy_latents: Array, log_snr: Array) -> Denoised:
+      denoise_fn = denoise_fn_of(seen[-1])
+      denoised = _in_float32(denoise_fn)(noisy_latents, log_snr)
+      # Only a step's first evaluation is surely outside of control flow.
+      if estimates and len(seen) == 1:
+        seen.append(denoised.x0)
+      return denoised
+
+    carry, noisy_latents = sampler.step(
+      denoise,
       carry,
       noisy_latents,
       jnp.full(noise.shape[:1], log_snr_t),
       jnp.full(noise.shape[:1], log_snr_s),
       None if rngs is None else _fold_in(rngs, index),
-    ), None
+    )
+    return (carry, noisy_latents, seen[-1]), None
 
   noise = noise.astype(jnp.float32)
   log_snrs = jnp.asarray(log_snrs, jnp.float32)
   if log_snrs.ndim != 1 or log_snrs.size < 2:
     raise ValueError(f"log_snrs must be [num_steps + 1]; got {log_snrs.shape}.")
   steps = (jnp.arange(log_snrs.size - 1), log_snrs[:-1], log_snrs[1:])
-  (_, latents), _ = jax.lax.scan(body, (sampler.init(noise), noise), steps)
+  nothing = jnp.zeros_like(noise) if estimates else jnp.zeros(())
+  start = (sampler.init(noise), noise, nothing)
+  (_, latents, _), _ = jax.lax.scan(body, start, steps)
   return latents
 
 
