@@ -11,6 +11,7 @@ Every parameter is made by `param_with_axes`, so that `init` returns
 `params_axes` with a logical name for each of its dimensions.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -53,13 +54,19 @@ def query_init(head_dim: int) -> Initializer:
 
 
 class Dense(nn.Module):
-  """y = x W + b on the last axis; `axes` name the two dimensions of W."""
+  """y = x W + b on the last axis; `axes` name the two dimensions of W.
+
+  Attributes:
+    output_dtype: of y, if not dtype: sums that are added to a float32 stream
+      need not be rounded before.
+  """
 
   features: int
   axes: tuple[str, str]
   use_bias: bool = True
   kernel_init: Initializer = KERNEL_INIT
   dtype: str = "float32"
+  output_dtype: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,12 +77,16 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    y = jnp.matmul(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      preferred_element_type=self.output_dtype,
+    )
     if self.use_bias:
       bias = param_with_axes(
         "bias", ZERO_INIT, (self.features,), jnp.float32, axes=self.axes[1:]
       )
-      y = y + bias.astype(self.dtype)
+      y = y + bias.astype(y.dtype)
     return y
 
 
@@ -251,7 +262,8 @@ class Conv(nn.Module):
     return y + bias.astype(self.dtype)
 
 
-def _scale_and_bias(features: int, axis: str) -> tuple[jax.Array, jax.Array]:
+def scale_and_bias(features: int, axis: str) -> tuple[jax.Array, jax.Array]:
+  """A norm's parameters [features], made in the module that calls."""
   scale = param_with_axes(
     "scale", nn.initializers.ones, (features,), jnp.float32, axes=(axis,)
   )
@@ -280,7 +292,7 @@ class GroupNorm(nn.Module):
         f"{self.num_groups=} does not divide the {channels} channels of"
         f" {self.path}."
       )
-    scale, bias = _scale_and_bias(channels, "channels")
+    scale, bias = scale_and_bias(channels, "channels")
     flat = x.astype(jnp.float32).reshape(batch, -1, channels)
 
     def group_mean(per_channel: jax.Array) -> jax.Array:
@@ -305,7 +317,7 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale, bias = _scale_and_bias(x.shape[-1], "embed")
+    scale, bias = scale_and_bias(x.shape[-1], "embed")
     x = x.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
     variance = jnp.square(x).mean(-1, keepdims=True)
@@ -376,6 +388,7 @@ class Attention(nn.Module):
   Attributes:
     scale: multiplies the query; T5 says 1 and scales its query_init.
     out_bias: whether the output product has a bias (diffusers' blocks do).
+    output_dtype: as of Dense.
   """
 
   num_heads: int
@@ -386,6 +399,7 @@ class Attention(nn.Module):
   dropout_rate: float = 0.0
   enable_dropout: bool = False
   dtype: str = "float32"
+  output_dtype: str | None = None
 
   @nn.compact
   def __call__(
@@ -425,6 +439,7 @@ class Attention(nn.Module):
       use_bias=self.out_bias,
       kernel_init=ATTENTION_INIT,
       dtype=self.dtype,
+      output_dtype=self.output_dtype,
       name="out",
     )(y.reshape(*y.shape[:2], -1))
 
@@ -434,6 +449,8 @@ class GatedMlp(nn.Module):
 
   Attributes:
     approximate: the tanh form of gelu (T5) or the exact one (diffusers).
+    output_dtype: as of Dense. float16 cannot hold what T5's gated products and
+      their sums reach (65504), so these are float32 where this is.
   """
 
   mlp_dim: int
@@ -442,21 +459,33 @@ class GatedMlp(nn.Module):
   dropout_rate: float = 0.0
   enable_dropout: bool = False
   dtype: str = "float32"
+  output_dtype: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
-      return Dense(
-        features, axes, use_bias=self.use_bias, dtype=self.dtype, name=name
-      )
-
-    gate = dense(self.mlp_dim, ("embed", "mlp"), "wi_0")(x)
-    hidden = dense(self.mlp_dim, ("embed", "mlp"), "wi_1")(x)
+    # What wo reads: float16 overflows where bfloat16 only rounds.
+    wide = self.output_dtype if self.dtype == "float16" else None
+    widen = functools.partial(
+      Dense,
+      self.mlp_dim,
+      ("embed", "mlp"),
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      output_dtype=wide,
+    )
+    gate, hidden = widen(name="wi_0")(x), widen(name="wi_1")(x)
     hidden = nn.gelu(gate, approximate=self.approximate) * hidden
     hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
       hidden, deterministic=not self.enable_dropout
     )
-    return dense(x.shape[-1], ("mlp", "embed"), "wo")(hidden)
+    return Dense(
+      x.shape[-1],
+      ("mlp", "embed"),
+      use_bias=self.use_bias,
+      dtype=wide or self.dtype,
+      output_dtype=self.output_dtype,
+      name="wo",
+    )(hidden)
 
 
 def sinusoid(

@@ -50,7 +50,8 @@ TRAINING_ONLY = (
 # All that a stranger's model.gin may name: pure constructors, which touch no
 # file, no network and no interpreter, whatever their arguments are.
 ALLOWED: Mapping[str, tuple[str, ...]] = {
-  "byt5_diffusion.autoencoder": ("PixelCodec",),
+  "byt5_diffusion.autoencoder": ("KLCodec", "PixelCodec"),
+  "byt5_diffusion.autoencoder_kl": ("AutoencoderKL", "AutoencoderKLConfig"),
   "byt5_diffusion.byt5": ("Byt5Config", "TextEncoder"),
   "byt5_diffusion.byt5_decoder": ("TextDecoder",),
   "byt5_diffusion.diffusion": (
@@ -94,10 +95,13 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "cross_attention_dim": _WIDTH,
   "embed_dim": _WIDTH,
   "head_dim": _WIDTH,
+  "image_channels": _WIDTH,
   "image_size": _SIDE,
   "in_channels": _WIDTH,
+  "latent_channels": _WIDTH,
   "max_patches": (1, 65_536),
   "max_text_length": (1, 8192),  # Tracing makes a table of its square.
+  "micro_conditioning_features": (0, 65_536),
   "mid_transformer_depth": _DEPTH,
   "mlp_dim": _WIDTH,
   "norm_groups": _WIDTH,
@@ -110,8 +114,15 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "num_train_timesteps": (1, 100_000),
   "out_channels": _WIDTH,
   "patch_size": (1, 1024),
+  "pooled_text_dim": (0, 65_536),
   "relpos_max_distance": (1, 65_536),
   "relpos_num_buckets": (1, 65_536),
+  "text_pooling_heads": _WIDTH,
+  "text_projection_dim": _WIDTH,
+  "time_embedding_dim": _WIDTH,
+  "sample_size": _SIDE,
+  "tile_overlap": (0, 16_384),
+  "tile_size": _SIDE,
   "transformer_depth": _DEPTH,
   "vocab_size": (1, 2**20),
 }
@@ -122,7 +133,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 # Parameters that are annotated too widely, and the classes they are made by.
 CLASSES_OF: Mapping[str, tuple[str, ...]] = {
-  "codec": ("byt5_diffusion.autoencoder.PixelCodec",),
+  "codec": (
+    "byt5_diffusion.autoencoder.KLCodec",
+    "byt5_diffusion.autoencoder.PixelCodec",
+  ),
   "decoder": ("byt5_diffusion.byt5_decoder.TextDecoder",),
   "encoder": ("byt5_diffusion.patches.PatchEncoder",),
   "features": (

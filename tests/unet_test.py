@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from byt5_diffusion import unet
+from byt5_diffusion import unet, unet_conditions
 
 TINY = unet.UNetConfig(
   channels=(8, 16),
@@ -232,7 +232,7 @@ def test_text_positions_do_not_change_with_pads():
 def test_image_positions_tell_every_place_apart():
   config = dataclasses.replace(TINY, channels=(16, 16), norm_groups=4)
   x = np.zeros((1, 4, 24, 16), np.float32)
-  y, _ = unet.ImagePositions(config).init_with_output(jax.random.key(0), x)
+  y, _ = unet_conditions.ImagePositions(config).init_with_output(jax.random.key(0), x)
   places = np.asarray(y).reshape(-1, 16)
   distances = np.abs(places[:, None] - places).max(-1)
   assert distances[~np.eye(len(places), dtype=bool)].min() > 1e-2
