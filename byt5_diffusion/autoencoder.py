@@ -117,9 +117,7 @@ class KLCodec:
   ) -> tuple[jax.Array, jax.Array]:
     """Mean and log variance of the latents, scaled; each [B, h, w, c]."""
     config = self.network.config
-    mean, log_variance = self.network.apply(
-      {"params": params}, images, method="moments"
-    )
+    mean, log_variance = self._apply(params, "moments", images)
     mean = (mean - config.shift_factor) * config.scaling_factor
     return mean, log_variance + 2 * np.log(config.scaling_factor)
 
@@ -137,11 +135,14 @@ class KLCodec:
     """Images [B, H, W, 3] float32, not clipped."""
     config = self.network.config
     latents = latents / config.scaling_factor + config.shift_factor
-    x = self.network.apply({"params": params}, latents, method="decode_middle")
+    x = self._apply(params, "decode_middle", latents)
     longest = max(latents.shape[1:3]) * self.downsampling
     if self.tile_size is None or longest <= self.tile_size:
-      return self.network.apply({"params": params}, x, method="decode_levels")
+      return self._apply(params, "decode_levels", x)
     return self._decode_tiles(params, x)
+
+  def _apply(self, params: Any, method: str, x: jax.Array) -> Any:
+    return self.network.apply({"params": params}, x, method=method)
 
   def _overlap(self) -> int:
     if self.tile_overlap is not None:
@@ -164,9 +165,7 @@ class KLCodec:
       i, j = place
       at = (jnp.asarray(starts[0])[i], jnp.asarray(starts[1])[j])
       part = lax.dynamic_slice(x, (0, *at, 0), (len(x), *tile, x.shape[-1]))
-      pixels = self.network.apply(
-        {"params": params}, part, method="decode_levels"
-      )
+      pixels = self._apply(params, "decode_levels", part)
       weight = (
         jnp.asarray(weights[0])[i][:, None, None]
         * jnp.asarray(weights[1])[j][:, None]
@@ -179,7 +178,8 @@ class KLCodec:
 
     sides = (factor * x.shape[1], factor * x.shape[2])
     images = jnp.zeros((len(x), *sides, self.network.config.image_channels))
-    images, _ = lax.scan(add, images, (rows, columns))
+    places = (jnp.asarray(rows), jnp.asarray(columns))
+    images, _ = lax.scan(add, images, places)
     return images
 
 

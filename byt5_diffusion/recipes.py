@@ -15,7 +15,7 @@ import gin
 
 from byt5_diffusion import config, config_checks, config_program
 
-TINY = ("sizes/tiny.gin", "sizes/reader_tiny.gin")
+TINY = ("sizes/tiny.gin", "sizes/reader_tiny.gin", "sizes/vae_tiny.gin")
 # Where a run would read or write; nothing is there.
 NOWHERE = "unset"
 _FOLDERS = ("_DIR", "_PATH")

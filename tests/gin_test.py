@@ -36,6 +36,11 @@ OUTPUT_OF = {
   "read": "READ_OUTPUT_DIR",
 }
 TO_START_FROM = ["INITIAL_CHECKPOINT_PATH='/tmp/y'"]
+ONE_LEVEL = (
+  "UNET_CHANNELS=(48,)",
+  "UNET_TRANSFORMER_DEPTH=(1,)",
+  "UNET_NUM_HEADS=(2,)",
+)
 # Macros that a run leaves to the recipe or the command line.
 LEFT_OPEN = ("TRAIN_STEPS", "BATCH_SIZE")
 
@@ -314,8 +319,13 @@ def test_the_record_of_a_run_runs_again(name, tmp_path, monkeypatch):
 def test_every_part_fits_a_tiny_experiment(name):
   """One that reads, if the part is a reader's."""
   reads = name.endswith("_reading.gin") or name.startswith("sizes/reader")
-  recipe = f"experiments/tiny{'_ocr' if reads else ''}.gin"
-  config.parse([recipe, name], ["MODEL_DIR='/tmp/x'"], run_mode="train")
+  files = [f"experiments/tiny{'_ocr' if reads else ''}.gin", name]
+  bindings = ["MODEL_DIR='/tmp/x'"]
+  if name.startswith("sizes/vae"):
+    # An eighth of 16 x 40 pixels is left for a UNet.
+    files.insert(1, "models/latent.gin")
+    bindings += [*ONE_LEVEL, "UNET_PATCH_SIZE=1"]
+  config.parse(files, bindings, run_mode="train")
   model = build()
   assert model.optimizer_def.tx.init
   if not reads:

@@ -1,4 +1,4 @@
-"""AutoencoderKL: names and configs of diffusers and of latent diffusion's files.
+"""AutoencoderKL: names and configs of diffusers and of latent diffusion.
 
 Three layouts hold the same arrays: diffusers' folders, the older ones of the
 same, whose attention had other names, and the single files of latent diffusion

@@ -15,12 +15,26 @@ torch.set_num_threads(1)
 
 SMALL = (
   {"block_out_channels": (8, 16), "norm_num_groups": 4},
-  {"block_out_channels": (16, 8, 8), "layers_per_block": 2, "norm_num_groups": 8},
-  {"block_out_channels": (4, 8), "latent_channels": 3, "norm_num_groups": 2,
-   "use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.3},
-  {"block_out_channels": (8, 8), "mid_block_add_attention": False,
-   "norm_num_groups": 2, "scaling_factor": 0.13025},
-)  # fmt: skip
+  {
+    "block_out_channels": (16, 8, 8),
+    "layers_per_block": 2,
+    "norm_num_groups": 8,
+  },
+  {
+    "block_out_channels": (4, 8),
+    "latent_channels": 3,
+    "norm_num_groups": 2,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "shift_factor": 0.3,
+  },
+  {
+    "block_out_channels": (8, 8),
+    "mid_block_add_attention": False,
+    "norm_num_groups": 2,
+    "scaling_factor": 0.13025,
+  },
+)
 
 
 def make_peer(options, seed):
