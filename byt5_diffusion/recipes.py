@@ -81,6 +81,10 @@ def sized_down(
   values = {name: tiny.macro(name) for name in tiny.macros()}
   values |= {"BATCH_SIZE": batch_size, "NUM_STREAMS": 1, "NUM_PARTITIONS": 1}
   known = program.macros()
+  if "VAE_CHANNELS" in known:
+    # As many levels as the recipe's, so that latents keep their sides.
+    levels = len(program.macro("VAE_CHANNELS"))
+    values["VAE_CHANNELS"] = values["VAE_CHANNELS"][:levels]
   return {name: value for name, value in values.items() if name in known}
 
 

@@ -304,6 +304,27 @@ def test_an_experiment_builds_and_its_model_gin_builds_the_same(name, tmp_path):
   assert kept and all(getattr(ours, x) == getattr(model, x) for x in kept)
 
 
+def test_a_latent_model_gin_builds_the_same(tmp_path):
+  files = ["experiments/tiny.gin", "models/latent.gin", "sizes/vae_tiny.gin"]
+  bindings = [
+    *ONE_LEVEL,
+    "UNET_PATCH_SIZE=1",
+    "autoencoder.KLCodec.tile_size=8",
+  ]
+  config.parse(
+    files, [*outputs("experiments/tiny.gin"), *bindings], run_mode="train"
+  )
+  model = build()
+  theirs = variables(model)
+  assert set(theirs["frozen"]) == {"codec"}
+  config.write_configs(tmp_path)
+  gin.clear_config()
+  ours = config.load_model_gin(tmp_path)
+  assert ours.codec == model.codec and ours.codec.tile_size == 8
+  assert ours.denoise_decorator is None
+  assert jax.tree.structure(variables(ours)) == jax.tree.structure(theirs)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_record_of_a_run_runs_again(name, tmp_path, monkeypatch):
   program = config.parse([name], outputs(name), run_mode="train")
