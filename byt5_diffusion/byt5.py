@@ -147,18 +147,20 @@ class EncoderLayer(nn.Module):
       dropout_rate=config.dropout_rate,
       enable_dropout=self.enable_dropout,
       dtype=config.dtype,
+      output_dtype="float32",
       name="attention",
     )(y, bias=bias)
-    x = x + dropout(y).astype(jnp.float32)
+    x = x + dropout(y)
     y = layers.RMSNorm(dtype=config.dtype, name="pre_mlp_layer_norm")(x)
     y = layers.GatedMlp(
       config.mlp_dim,
       dropout_rate=config.dropout_rate,
       enable_dropout=self.enable_dropout,
       dtype=config.dtype,
+      output_dtype="float32",
       name="mlp",
     )(y)
-    return x + dropout(y).astype(jnp.float32)
+    return x + dropout(y)
 
 
 class _ScannedLayer(EncoderLayer):

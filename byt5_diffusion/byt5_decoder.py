@@ -58,24 +58,26 @@ class DecoderLayer(nn.Module):
         dropout_rate=config.dropout_rate,
         enable_dropout=self.enable_dropout,
         dtype=config.dtype,
+        output_dtype="float32",
         name=name,
       )
 
     y = norm("pre_self_attention_layer_norm")(x)
     y = attention("self_attention")(y, bias=bias)
-    x = x + dropout(y).astype(jnp.float32)
+    x = x + dropout(y)
     y = norm("pre_cross_attention_layer_norm")(x)
     y = attention("encoder_decoder_attention")(y, encoded, cross_bias)
-    x = x + dropout(y).astype(jnp.float32)
+    x = x + dropout(y)
     y = norm("pre_mlp_layer_norm")(x)
     y = layers.GatedMlp(
       config.mlp_dim,
       dropout_rate=config.dropout_rate,
       enable_dropout=self.enable_dropout,
       dtype=config.dtype,
+      output_dtype="float32",
       name="mlp",
     )(y)
-    return x + dropout(y).astype(jnp.float32)
+    return x + dropout(y)
 
 
 class _ScannedLayer(DecoderLayer):
@@ -248,6 +250,9 @@ class TextDecoder(nn.Module):
     x = x.astype(jnp.float32)
     own = []
     shared = cache["shared"]
+    mlp = layers.GatedMlp(
+      config.mlp_dim, dtype=config.dtype, output_dtype="float32"
+    )
     for layer, past, cross in zip(
       _layers_of(params, config), cache["own"], shared["layers"], strict=True
     ):
@@ -263,8 +268,7 @@ class TextDecoder(nn.Module):
       attention = layer["encoder_decoder_attention"]
       x = x + _attend(config, attention, y, cross, shared["bias"])
       y = _normed(config, layer["pre_mlp_layer_norm"], x)
-      mlp = layers.GatedMlp(config.mlp_dim, dtype=config.dtype)
-      x = x + _apply(mlp, layer["mlp"], y).astype(jnp.float32)
+      x = x + _apply(mlp, layer["mlp"], y)
     y = _normed(config, params["decoder"]["decoder_norm"], x)
     logits = _apply(_logits_dense(config), params["decoder"]["logits_dense"], y)
     return logits[:, 0], {"index": index + 1, "own": own, "shared": shared}
@@ -408,7 +412,10 @@ def _attend(
   query = query.reshape(rows, -1, *query.shape[2:])
   y = layers.attention(query, sources["key"], sources["value"], bias)
   out = layers.Dense(
-    x.shape[-1], ("joined_kv", "embed"), use_bias=False, dtype=config.dtype
+    x.shape[-1],
+    ("joined_kv", "embed"),
+    use_bias=False,
+    dtype=config.dtype,
+    output_dtype="float32",
   )
-  y = _apply(out, params["out"], y.reshape(len(x), 1, -1))
-  return y.astype(jnp.float32)
+  return _apply(out, params["out"], y.reshape(len(x), 1, -1))
