@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   "samplers": ("decoding samplers", "maths"),
   "guidance": ("guidance", "maths samplers"),
   # Bytes and pictures to batches. No JAX.
-  "data": ("data.* feature_converters", ""),
+  "data": ("data.* feature_converters quotes", ""),
   # Knows no model.
   "machinery": (
     "checkpoints compilation host_memory metric_writers model_gin"
@@ -49,13 +49,13 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Compares strings, so it must know the bytes of data.text.
   "scores": ("confidence spelling", "maths data"),
   "models": (
-    "contract denoising joint models ocr text_conditioning",
+    "contract denoising joint models ocr super_resolution text_conditioning",
     "maths networks samplers guidance",
   ),
   "programs": (
     "inspection inspection_picture planning trial validation validation_report"
     " evaluation inference preparation reading report t5x_hooks trainer"
-    " run_info trained variables",
+    " cascade run_info trained variables",
     "package maths samplers guidance data machinery conversion scores models",
   ),
   # gin names these; nobody imports them.
