@@ -1,8 +1,8 @@
 """The model contract: all that the programs know of a model.
 
-T5X's contract, met by duck typing (T5X is never imported), in three protocols:
-what is trained, what draws and what reads. Besides these methods no program
-calls anything of a model.
+T5X's contract, met by duck typing (T5X is never imported), in four protocols:
+what is trained, what draws, what enlarges and what reads. Besides these methods
+no program calls anything of a model.
 """
 
 from collections.abc import Mapping
@@ -66,6 +66,43 @@ class Draws(Model, Protocol):
     num_steps: int | None = None,
   ) -> Array:
     """Draws images [B, H, W, 3] in [-1, 1], one key per image."""
+
+
+@runtime_checkable
+class Upscales(Model, Protocol):
+  """A model that enlarges pictures, told what they show.
+
+  input_shapes()["images"] are the large ones.
+
+  Attributes:
+    max_text_length: bytes of a caption, end of sequence included.
+    factor: large side / small side.
+    max_augmentation: the greatest noise level that `upscale` knows.
+  """
+
+  max_text_length: int
+  factor: int
+  max_augmentation: float
+
+  def downsample(self, images: Array) -> Array:
+    """Large pictures to what `upscale` takes: [B, H, W, 3] -> [B, h, w, 3]."""
+
+  def upscale(
+    self,
+    params: PyTree,
+    images_low: Array,
+    text_tokens: Array,
+    rngs: Array,
+    *,
+    flax_mutables: PyTree | None = None,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+    augmentation: float | Array | None = None,
+  ) -> Array:
+    """Enlarges [B, h, w, 3] to [B, H, W, 3] in [-1, 1], one key per image.
+
+    augmentation is the level of the noise that the small pictures get first.
+    """
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 Losses compare between runs and steps because nothing about them is random: the
 same examples, the same noise levels, noise keyed by example. `evaluate` is the
-program; `make_validation` and `make_sample_grid` are what the trainer calls.
+program; `make_validation` and `make_grid` are what the trainer calls.
 """
 
 import contextlib
@@ -32,6 +32,8 @@ from byt5_diffusion.data import pipeline, text
 PyTree = Any
 SAMPLE_SEED = 0
 GRID_COLUMNS = 5
+# Pictures of the validation split that a model which enlarges shows.
+GRID_PICTURES = 5
 
 
 # What a recipe calls the sizes of a batch.
@@ -146,29 +148,77 @@ def make_validation(
   return validate
 
 
-def make_sample_grid(
-  model: Any, texts: Sequence[str], directory: pathlib.Path
+def make_grid(
+  model: Any,
+  texts: Sequence[str],
+  directory: pathlib.Path,
+  validation_data: Callable[..., Any] | None = None,
 ) -> Callable[[PyTree, PyTree, int], np.ndarray] | None:
   """draw(params, frozen, step) -> images [N, H, W, 3]; also writes a PNG.
 
-  None without texts, and for a model that does not draw.
+  A model that draws draws the texts. One that enlarges does so with the first
+  pictures of validation_data, made small: each image is small (as big dots),
+  enlarged and true picture side by side. None where there is nothing to show.
   """
+  if isinstance(model, contract.Upscales):
+    draw = _make_enlargements(model, validation_data)
+    columns = 1
+  else:
+    draw = _make_drawings(model, texts)
+    columns = GRID_COLUMNS
+  if draw is None:
+    return None
+
+  def write(params: PyTree, frozen: PyTree, step: int) -> np.ndarray:
+    images = draw(params, frozen)
+    if jax.process_index() == 0:
+      folder = directory / "samples"
+      folder.mkdir(exist_ok=True)
+      grid = telemetry.image_grid(images, columns=columns)
+      Image.fromarray(grid).save(folder / f"step_{step:08d}.png")
+    return images
+
+  return write
+
+
+def _make_drawings(
+  model: Any, texts: Sequence[str]
+) -> Callable[[PyTree, PyTree], np.ndarray] | None:
   if not texts or not isinstance(model, contract.Draws):
     return None
   draw = inference.make_sampler(model)
   tokens = jnp.asarray(text.encode_batch(texts, model.max_text_length))
   rngs = inference.image_rngs(SAMPLE_SEED, texts)
+  return lambda params, frozen: np.asarray(draw(params, frozen, tokens, rngs))
 
-  def write(params: PyTree, frozen: PyTree, step: int) -> np.ndarray:
-    images = np.asarray(draw(params, frozen, tokens, rngs))
-    if jax.process_index() == 0:
-      folder = directory / "samples"
-      folder.mkdir(exist_ok=True)
-      grid = telemetry.image_grid(images, columns=GRID_COLUMNS)
-      Image.fromarray(grid).save(folder / f"step_{step:08d}.png")
-    return images
 
-  return write
+def _make_enlargements(
+  model: Any, validation_data: Callable[..., Any] | None
+) -> Callable[[PyTree, PyTree], np.ndarray] | None:
+  if validation_data is None:
+    return None
+  upscale = inference.make_upscaler(model)
+
+  @functools.cache  # A run that never shows any never opens the data.
+  def pictures() -> tuple[Any, ...]:
+    # The same ones on every host.
+    rows = validation_data(batch_size=1, host_index=0, host_count=1)
+    first = list(itertools.islice(rows, GRID_PICTURES))
+    images, tokens, ids = (
+      np.concatenate([row[name] for row in first])
+      for name in ("images", "text_tokens", "example_id")
+    )
+    rng = jax.random.key(SAMPLE_SEED)
+    rngs = contract.per_example_rngs(rng, jnp.asarray(ids))
+    return images, jax.jit(model.downsample)(images), tokens, rngs
+
+  def draw(params: PyTree, frozen: PyTree) -> np.ndarray:
+    images, *told = pictures()
+    drawn = np.asarray(upscale(params, frozen, *told))
+    dots = np.asarray(told[0]).repeat(model.factor, 1).repeat(model.factor, 2)
+    return np.concatenate([dots, drawn, images], axis=2)
+
+  return draw
 
 
 def evaluate(

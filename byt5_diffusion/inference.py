@@ -1,9 +1,10 @@
 """Captions to images: a trained run's folder is all that is needed.
 
 `Generator.from_model_dir(folder).generate(texts)` is the library's door,
-`infer` the program that draws a data set's captions. Neither imports
-TensorFlow. An image depends on its caption, seed and sampler alone: not on the
-batch, its size, or the order of the captions.
+`Upscaler` the one to what enlarges pictures (cascade.py joins them), `infer`
+the program that draws a data set's captions. None imports TensorFlow. An image
+depends on its caption, seed and sampler alone: not on the batch, its size, or
+the order of the captions.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,11 +32,16 @@ from byt5_diffusion import (
 from byt5_diffusion import partitioning as partitioning_lib
 from byt5_diffusion.data import text
 
+Array = jax.Array
+Batch = Mapping[str, Any]
 PyTree = Any
 
 
-def image_rngs(seed: int, texts: Sequence[str]) -> jax.Array:
-  """One key per image, from the seed, the caption and its repeat, [N]."""
+def image_rngs(seed: int, texts: Sequence[str], stage: int = 0) -> Array:
+  """One key per image, from the seed, the caption and its repeat, [N].
+
+  Each stage of a cascade has keys of its own; what draws is stage 0.
+  """
   seen: dict[str, int] = {}
   words = np.zeros((len(texts), 2), np.uint32)
   for i, caption in enumerate(texts):
@@ -45,10 +51,12 @@ def image_rngs(seed: int, texts: Sequence[str]) -> jax.Array:
       f"{repeat}:{caption}".encode("utf-8", "surrogatepass"), digest_size=8
     )
     words[i] = np.frombuffer(digest.digest(), "<u4")
-  return contract.per_example_rngs(jax.random.key(seed), jnp.asarray(words))
+  rng = jax.random.key(seed)
+  rng = jax.random.fold_in(rng, stage) if stage else rng
+  return contract.per_example_rngs(rng, jnp.asarray(words))
 
 
-def make_sampler(model: Any) -> Callable[..., jax.Array]:
+def make_sampler(model: Any) -> Callable[..., Array]:
   """A jitted draw(params, frozen, text_tokens, rngs) -> images [B, H, W, 3].
 
   guidance_scale and num_steps are static keywords: one compilation each.
@@ -58,11 +66,11 @@ def make_sampler(model: Any) -> Callable[..., jax.Array]:
   def draw(
     params: PyTree,
     frozen: PyTree,
-    text_tokens: jax.Array,
-    rngs: jax.Array,
+    text_tokens: Array,
+    rngs: Array,
     guidance_scale: float | None = None,
     num_steps: int | None = None,
-  ) -> jax.Array:
+  ) -> Array:
     return model.sample(
       params,
       text_tokens,
@@ -75,13 +83,88 @@ def make_sampler(model: Any) -> Callable[..., jax.Array]:
   return draw
 
 
+def make_upscaler(model: Any) -> Callable[..., Array]:
+  """A jitted (params, frozen, images_low, text_tokens, rngs) -> images.
+
+  guidance_scale and num_steps are static keywords, augmentation is a number.
+  """
+
+  @functools.partial(jax.jit, static_argnames=("guidance_scale", "num_steps"))
+  def upscale(
+    params: PyTree,
+    frozen: PyTree,
+    images_low: Array,
+    text_tokens: Array,
+    rngs: Array,
+    augmentation: float | None = None,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+  ) -> Array:
+    return model.upscale(
+      params,
+      images_low,
+      text_tokens,
+      rngs,
+      flax_mutables=frozen,
+      guidance_scale=guidance_scale,
+      num_steps=num_steps,
+      augmentation=augmentation,
+    )
+
+  return upscale
+
+
+class _Artist(trained.Trained):
+  """What makes pictures, batch by batch."""
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(H, W) of its pictures."""
+    return size_of(self.model)
+
+  def _in_batches(
+    self,
+    make: Callable[..., Array],
+    columns: Sequence[Any],
+    title: str | None,
+    **options: Any,
+  ) -> np.ndarray:
+    """make(params, frozen, *columns, **options) of rows: uint8 [N, H, W, 3].
+
+    Args:
+      make: compiled once, for batch_size rows.
+      columns: arrays [N, ...].
+      title: of a progress bar; None: none is shown.
+      **options: for each call.
+    """
+    images = []
+    count = len(columns[0])
+    starts = range(0, count, self.batch_size)
+    for start in tqdm.tqdm(starts, title, disable=None if title else True):
+      # The last batch is filled up: shapes are compiled once.
+      rows = np.arange(start, start + self.batch_size) % count
+      batch = make(
+        self.params,
+        self.frozen,
+        *(jnp.asarray(column[rows]) for column in columns),
+        **options,
+      )
+      images.append(feature_converters.to_pixels(batch))
+    return np.concatenate(images)[:count]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generator(trained.Trained):
+class Generator(_Artist):
   """A model that draws, with its weights."""
 
   @classmethod
   def check(cls, model: Any, where: str) -> None:
     """Raises ValueError for a model that does not draw."""
+    if isinstance(model, contract.Upscales):
+      raise ValueError(
+        f"{where}: this model enlarges pictures, but draws none of text alone: "
+        "`byt5-diffusion generate` takes it as --upscale_dir."
+      )
     if not isinstance(model, contract.Draws):
       raise ValueError(
         f"{where}: this model reads, but does not draw: `byt5-diffusion ocr` "
@@ -89,7 +172,7 @@ class Generator(trained.Trained):
       )
 
   @functools.cached_property
-  def _draw(self) -> Callable[..., jax.Array]:
+  def _draw(self) -> Callable[..., Array]:
     return make_sampler(self.model)
 
   def generate(
@@ -106,12 +189,7 @@ class Generator(trained.Trained):
     A text that is repeated is drawn differently each time; the same text and
     seed give the same image in any batch.
     """
-    if not texts:
-      raise ValueError("generate() needs at least one text.")
-    if guidance_scale is not None and not math.isfinite(guidance_scale):
-      raise ValueError(f"{guidance_scale=} must be a finite number.")
-    if abs(seed) >= 2**63:
-      raise ValueError(f"{seed=} is too large: it has 64 bits.")
+    check_request(texts, seed, guidance_scale=guidance_scale)
     tokens = text.encode_batch(texts, self.model.max_text_length)
     return self.draw(
       tokens,
@@ -124,30 +202,148 @@ class Generator(trained.Trained):
   def draw(
     self,
     tokens: np.ndarray,
-    rngs: jax.Array,
+    rngs: Array,
     *,
+    progress: bool = False,
+    **options: Any,
+  ) -> np.ndarray:
+    """Draws text_tokens [N, L] with a key each: uint8 [N, H, W, 3]."""
+    title = "drawing" if progress else None
+    return self._in_batches(self._draw, (tokens, rngs), title, **options)
+
+  def predict(self, batch: Batch, rngs: Array) -> dict[str, np.ndarray]:
+    """{"image"}: the captions of a data set's batch, drawn."""
+    return {"image": self.draw(batch["text_tokens"], rngs)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upscaler(_Artist):
+  """A model that enlarges pictures, with its weights."""
+
+  @classmethod
+  def check(cls, model: Any, where: str) -> None:
+    """Raises ValueError for a model that does not enlarge."""
+    if not isinstance(model, contract.Upscales):
+      does = "draws texts" if isinstance(model, contract.Draws) else "reads"
+      raise ValueError(
+        f"{where}: this model {does}, but does not enlarge pictures. One that "
+        "does is trained with models/super_resolution.gin."
+      )
+
+  @property
+  def low_size(self) -> tuple[int, int]:
+    """(h, w) of the pictures that it enlarges."""
+    height, width = self.size
+    return height // self.model.factor, width // self.model.factor
+
+  @functools.cached_property
+  def _upscale(self) -> Callable[..., Array]:
+    return make_upscaler(self.model)
+
+  @functools.cached_property
+  def _downsample(self) -> Callable[[Any], Array]:
+    return jax.jit(self.model.downsample)
+
+  def upscale(
+    self,
+    pictures: np.ndarray,
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    stage: int = 1,
+    augmentation: float | None = None,
     guidance_scale: float | None = None,
     num_steps: int | None = None,
     progress: bool = False,
   ) -> np.ndarray:
-    """Draws text_tokens [N, L] with a key each: uint8 [N, H, W, 3]."""
-    images = []
-    starts = range(0, len(tokens), self.batch_size)
-    for start in tqdm.tqdm(
-      starts, "drawing", disable=None if progress else True
-    ):
-      # The last batch is filled up: shapes are compiled once.
-      rows = np.arange(start, start + self.batch_size) % len(tokens)
-      batch = self._draw(
-        self.params,
-        self.frozen,
-        jnp.asarray(tokens[rows]),
-        rngs[rows],
-        guidance_scale=guidance_scale,
-        num_steps=num_steps,
+    """Enlarges pictures uint8 [N, h, w, 3] that show texts: [N, H, W, 3].
+
+    Args:
+      pictures: of low_size.
+      texts: one each.
+      seed: of the noise.
+      stage: the place in a cascade, counted from 1: each has its own noise.
+      augmentation: level of the noise that the pictures get first, at most the
+        model's max_augmentation; None: the model's. More of it hides faults of
+        the picture, less keeps closer to it.
+      guidance_scale, num_steps: None: the model's.
+      progress: show a bar.
+
+    Raises:
+      ValueError: another size or number of pictures, a level out of range.
+    """
+    check_request(texts, seed, guidance_scale=guidance_scale)
+    if pictures.shape != (len(texts), *self.low_size, 3):
+      raise ValueError(
+        f"pictures of shape {pictures.shape}: {len(texts)} of "
+        f"{shown(self.low_size)} pixels are wanted."
       )
-      images.append(feature_converters.to_pixels(batch))
-    return np.concatenate(images)[: len(tokens)]
+    most = self.model.max_augmentation
+    if augmentation is not None and not 0 <= augmentation <= most:
+      raise ValueError(
+        f"{augmentation=} is not in 0 .. {most}, which the model has learnt."
+      )
+    return self.draw(
+      feature_converters.PIXELS[pictures],
+      text.encode_batch(texts, self.model.max_text_length),
+      image_rngs(seed, texts, stage),
+      progress=progress,
+      augmentation=augmentation,
+      guidance_scale=guidance_scale,
+      num_steps=num_steps,
+    )
+
+  def draw(
+    self,
+    images_low: np.ndarray,
+    tokens: np.ndarray,
+    rngs: Array,
+    *,
+    progress: bool = False,
+    **options: Any,
+  ) -> np.ndarray:
+    """Enlarges [N, h, w, 3] in [-1, 1] with a key each: uint8 [N, H, W, 3]."""
+    title = f"enlarging to {shown(self.size)}" if progress else None
+    columns = (images_low, tokens, rngs)
+    return self._in_batches(self._upscale, columns, title, **options)
+
+  def predict(self, batch: Batch, rngs: Array) -> dict[str, np.ndarray]:
+    """{"low", "image"}: a batch's pictures made small, and enlarged again."""
+    low = feature_converters.to_pixels(self._downsample(batch["images"]))
+    images_low = feature_converters.PIXELS[low]
+    return {
+      "low": low,
+      "image": self.draw(images_low, batch["text_tokens"], rngs),
+    }
+
+
+def artist_of(model: Any) -> type[Generator] | type[Upscaler]:
+  """Which of both a model is for."""
+  return Upscaler if isinstance(model, contract.Upscales) else Generator
+
+
+def check_request(
+  texts: Sequence[str], seed: int, **scales: float | None
+) -> None:
+  """Raises ValueError for what cannot be drawn."""
+  if not texts:
+    raise ValueError("generate() needs at least one text.")
+  for name, scale in scales.items():
+    if scale is not None and not math.isfinite(scale):
+      raise ValueError(f"{name}={scale} must be a finite number.")
+  if abs(seed) >= 2**63:
+    raise ValueError(f"{seed=} is too large: it has 64 bits.")
+
+
+def size_of(model: Any) -> tuple[int, int]:
+  """(H, W) of the pictures that a model makes."""
+  height, width = model.input_shapes()["images"][1:3]
+  return height, width
+
+
+def shown(size: Sequence[int]) -> str:
+  """(height, width) as people write it: "64 x 256"."""
+  return " x ".join(map(str, size))
 
 
 def infer(
@@ -163,13 +359,16 @@ def infer(
   use_ema: bool = True,
   seed: int = 0,
 ) -> pathlib.Path:
-  """Draws a data set's captions; writes PNGs and predictions.jsonl.
+  """Draws (or enlarges) a data set; writes PNGs and predictions.jsonl.
 
   Args:
     model: meets contract.Model.
     infer_data: as trainer.train's train_data; finite.
     checkpoint_path: a run's MODEL_DIR.
-    output_dir: gets <index>.png, <index>.target.png and predictions.jsonl.
+    output_dir: gets <index>.png, <index>.target.png and predictions.jsonl; of
+      a model that enlarges, <index>.low.png, too: the target made small, which
+      <index>.png was made of, and each record's "psnr" in dB beside that of
+      bilinear interpolation.
     batch_size: images at a time.
     partitioning: mesh and rules.
     num_examples: None draws the whole split.
@@ -183,7 +382,7 @@ def infer(
   telemetry.enable_compilation_cache()
   if partitioning.host_layout()[1] > 1:
     raise ValueError("infer writes its files from one host; start it on one.")
-  generator = Generator.restore(
+  artist = artist_of(model).restore(
     model, checkpoint_path, step=step, use_ema=use_ema, batch_size=batch_size
   )
   # Example by example: no split is too small, and no rest is left.
@@ -204,19 +403,13 @@ def infer(
       rngs = contract.per_example_rngs(
         jax.random.key(seed), jnp.asarray(batch["example_id"])
       )
-      images = generator.draw(batch["text_tokens"], rngs)
-      targets = feature_converters.to_pixels(batch["images"])
-      for tokens, image, target in zip(
-        batch["text_tokens"], images, targets, strict=True
-      ):
-        name = f"{drawn:06d}"
-        Image.fromarray(image).save(directory / f"{name}.png")
-        Image.fromarray(target).save(directory / f"{name}.target.png")
+      pictures = artist.predict(batch, rngs)
+      pictures["target"] = feature_converters.to_pixels(batch["images"])
+      for i, tokens in enumerate(batch["text_tokens"]):
         record = {
-          "image": f"{name}.png",
-          "target": f"{name}.target.png",
+          **_write(directory, drawn, {k: x[i] for k, x in pictures.items()}),
           "text": text.decode(tokens),
-          "step": generator.step,
+          "step": artist.step,
         }
         out.write(json.dumps(record, ensure_ascii=False) + "\n")
         drawn += 1
@@ -224,3 +417,32 @@ def infer(
   if not drawn:
     raise ValueError("the data are empty: nothing was drawn.")
   return partial.replace(directory / "predictions.jsonl")
+
+
+def _write(
+  directory: pathlib.Path, index: int, pictures: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+  """Saves an example's pictures; their names and scores, for its record."""
+  record: dict[str, Any] = {}
+  for kind, picture in pictures.items():
+    name = f"{index:06d}.{kind}.png".replace(".image.", ".")
+    Image.fromarray(picture).save(directory / name)
+    record[kind] = name
+  if "low" in pictures:
+    target = pictures["target"]
+    size = target.shape[1::-1]
+    bilinear = Image.fromarray(pictures["low"]).resize(
+      size, Image.Resampling.BILINEAR
+    )
+    record["psnr"] = psnr(pictures["image"], target)
+    record["psnr_bilinear"] = psnr(np.asarray(bilinear), target)
+  return record
+
+
+def psnr(picture: np.ndarray, target: np.ndarray) -> float:
+  """10 log10(255^2 / mean squared error) of two uint8 pictures, in dB.
+
+  99 for equal ones, beyond what a single wrong pixel of a large picture gives.
+  """
+  error = np.mean((picture.astype(np.float64) - target) ** 2)
+  return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0

@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from byt5_diffusion import config, output_files
@@ -24,15 +24,20 @@ AddCommand = Callable[..., Any]
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+# Flags of what enlarges and of what draws, None where they are not given.
+_ENLARGING = ("augmentation", "upscale_guidance_scale", "upscale_num_steps")
+_DRAWING = ("step", "guidance_scale", "num_steps")
+
+
 def _generate(flags: argparse.Namespace) -> None:
   _no_bindings(flags)
+  _check_stages(flags)
   paths = output_paths(flags.out, len(flags.texts))
-  taken = [str(path) for path in paths if path.exists()]
-  if taken and not flags.overwrite:
-    raise ConfigError(
-      f"{', '.join(taken)} exists. Choose another --out or give --overwrite."
-    )
+  _check_free(paths, flags)
   output_files.make_folder(paths[0].parent)
+  if flags.upscale_dir:
+    _cascade(flags, paths)
+    return
   from byt5_diffusion import inference
 
   generator = inference.Generator.from_model_dir(
@@ -49,9 +54,86 @@ def _generate(flags: argparse.Namespace) -> None:
     num_steps=flags.num_steps,
     progress=sys.stderr.isatty(),
   )
-  for path, image in zip(paths, images, strict=True):
-    save_png(path, image)
-    print(f"Wrote {path}.")
+  _save(paths, images)
+
+
+def _check_stages(flags: argparse.Namespace) -> None:
+  """Flags that want each other, or rule each other out."""
+  names = ["image", "stages", *_ENLARGING]
+  given = [x for x in names if getattr(flags, x) not in (None, False, [])]
+  if given and not flags.upscale_dir:
+    raise ConfigError(
+      f"--{given[0]} needs --upscale_dir: the folder of a run that enlarges."
+    )
+  if bool(flags.image) == bool(flags.model_dir):
+    raise ConfigError(
+      "give --model_dir, the folder of a run that draws"
+      f"{', or --image, not both' if flags.image else ''}."
+    )
+  if not flags.image:
+    return
+  if len(flags.image) != len(flags.texts):
+    raise ConfigError(
+      f"{len(flags.image)} --image for {len(flags.texts)} texts: each picture "
+      'needs the text that it shows, "" if there is none.'
+    )
+  given = [name for name in _DRAWING if getattr(flags, name) is not None]
+  if given:
+    raise ConfigError(
+      f"--{given[0]} is for --model_dir; with --image nothing is drawn."
+    )
+
+
+def _cascade(flags: argparse.Namespace, paths: list[pathlib.Path]) -> None:
+  """Draws, or takes pictures, and enlarges them."""
+  from byt5_diffusion import cascade
+  from byt5_diffusion.data import images
+
+  # A bad picture is said before a model is loaded.
+  pictures = [images.decode_image(path) for path in flags.image]
+  base = [flags.model_dir] if flags.model_dir else []
+  stages = cascade.Cascade.from_model_dirs(
+    [*base, *flags.upscale_dir],
+    has_base=bool(base),
+    step=flags.step,
+    use_ema=not flags.raw,
+    trust_config=flags.trust_config,
+    batch_size=min(len(flags.texts), flags.batch_size),
+  )
+  targets = [
+    [path.with_stem(f"{path.stem}.{height}x{width}") for path in paths]
+    for height, width in stages.sizes[:-1]
+  ]
+  if flags.stages:
+    _check_free([path for row in targets for path in row], flags)
+  fitted = [stages.fit(picture) for picture in pictures]
+  for path, picture in zip(flags.image, pictures, strict=True):
+    _say_fitted(path, picture, stages.low_size)
+  drawn = stages.stages(
+    flags.texts,
+    pictures=fitted or None,
+    seed=flags.seed,
+    guidance_scale=flags.guidance_scale,
+    num_steps=flags.num_steps,
+    augmentation=flags.augmentation,
+    upscale_guidance_scale=flags.upscale_guidance_scale,
+    upscale_num_steps=flags.upscale_num_steps,
+    progress=sys.stderr.isatty(),
+  )
+  for row, made in zip([*targets, paths], drawn, strict=True):
+    if flags.stages or row is paths:
+      _save(row, made)
+
+
+def _say_fitted(path: str, picture: Any, size: tuple[int, int]) -> None:
+  """Tells of a picture that is not as small as the first stage takes it."""
+  height, width = picture.shape[:2]
+  if (height, width) != size:
+    name = os.fsencode(path).decode("utf-8", "backslashreplace")
+    print(
+      f"{name}: {height} x {width} pixels, fitted into {size[0]} x {size[1]}.",
+      file=sys.stderr,
+    )
 
 
 def _ocr(flags: argparse.Namespace) -> None:
@@ -101,6 +183,21 @@ def _no_bindings(flags: argparse.Namespace) -> None:
     )
 
 
+def _check_free(paths: Sequence[pathlib.Path], flags: Any) -> None:
+  """Raises ConfigError for files that are there and may not be replaced."""
+  taken = [str(path) for path in paths if path.exists()]
+  if taken and not flags.overwrite:
+    raise ConfigError(
+      f"{', '.join(taken)} exists. Choose another --out or give --overwrite."
+    )
+
+
+def _save(paths: Sequence[pathlib.Path], pictures: Any) -> None:
+  for path, picture in zip(paths, pictures, strict=True):
+    save_png(path, picture)
+    print(f"Wrote {path}.")
+
+
 def output_paths(out: str, count: int) -> list[pathlib.Path]:
   """x.png for one image; x-0.png, x-1.png, ... for several."""
   path = pathlib.Path(out)
@@ -140,7 +237,7 @@ def _add_generate(add_command: AddCommand) -> None:
   command.add_argument(
     "texts", nargs="+", metavar="TEXT", help="one image each"
   )
-  command.add_argument("--model_dir", required=True, help="a run's folder")
+  command.add_argument("--model_dir", help="the folder of a run that draws")
   command.add_argument(
     "--out",
     required=True,
@@ -159,6 +256,43 @@ def _add_generate(add_command: AddCommand) -> None:
     "--num_steps", type=int, help="of the sampler; default: the model's"
   )
   _add_weights(command)
+  _add_cascade(command)
+
+
+def _add_cascade(command: Any) -> None:
+  """Stages that enlarge what is drawn."""
+  group = command.add_argument_group("cascades")
+  group.add_argument(
+    "--upscale_dir",
+    action="append",
+    default=[],
+    help="the folder of a run that enlarges; may be repeated, in order",
+  )
+  group.add_argument(
+    "--image",
+    action="append",
+    default=[],
+    help="a small picture to enlarge instead of drawing one, for each TEXT",
+  )
+  group.add_argument(
+    "--stages",
+    action="store_true",
+    help="write what each stage makes, too: x.16x40.png, ...",
+  )
+  group.add_argument(
+    "--augmentation",
+    type=float,
+    help="0 .. 1, noise that hides the faults of small pictures; default: the"
+    " model's",
+  )
+  group.add_argument(
+    "--upscale_guidance_scale",
+    type=float,
+    help="as --guidance_scale, for what enlarges",
+  )
+  group.add_argument(
+    "--upscale_num_steps", type=int, help="as --num_steps, for what enlarges"
+  )
 
 
 def _add_ocr(add_command: AddCommand) -> None:

@@ -258,13 +258,35 @@ def uses(
 ) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
   """What a trained model is for: (name, jitted function, its arguments).
 
-  "draw" for models that draw, "read" for models that read; both may come.
+  "draw" for models that draw or enlarge, "read" for models that read; both may
+  come.
   """
   if isinstance(model, contract.Draws) and "text_tokens" in batch:
     tokens = batch["text_tokens"]
     rngs = jax.random.split(jax.random.key(0), tokens.shape[0])
     draw = inference.make_sampler(model)
     yield "draw", draw, (params, frozen, tokens, rngs)
+  if isinstance(model, contract.Upscales):
+
+    @functools.partial(jax.jit, static_argnames="num_steps")
+    def enlarge(
+      params: PyTree,
+      frozen: PyTree,
+      batch: PyTree,
+      num_steps: int | None = None,
+    ) -> jax.Array:
+      low = model.downsample(batch["images"])
+      rngs = jax.random.split(jax.random.key(0), len(low))
+      return model.upscale(
+        params,
+        low,
+        batch["text_tokens"],
+        rngs,
+        flax_mutables=frozen,
+        num_steps=num_steps,
+      )
+
+    yield "draw", enlarge, (params, frozen, dict(batch))
   if isinstance(model, contract.Reads):
 
     def read(params: PyTree, frozen: PyTree, batch: PyTree) -> Any:

@@ -160,7 +160,8 @@ def train(
       two may be 0 for never.
     checkpoints_to_keep: None keeps all.
     eval_steps: batches of validation_data per validation.
-    sample_texts: captions drawn every sample_period steps.
+    sample_texts: captions drawn every sample_period steps; a model that
+      enlarges pictures shows some of validation_data instead.
     random_seed: of initial values, noise and dropout.
     frozen_checkpoint: tree of the frozen networks (checkpoints.save_tree), or
       rules that take them of another checkpoint; None takes those of the run
@@ -252,7 +253,7 @@ def train(
     eval_steps,
     partitioning,
   )
-  draw = evaluation.make_sample_grid(model, sample_texts, directory)
+  draw = evaluation.make_grid(model, sample_texts, directory, validation_data)
   if first_step:
     progress.say(f"going on from step {first_step} of {directory}")
 

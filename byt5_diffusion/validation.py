@@ -212,6 +212,7 @@ class _Run:
     self.facts["model"] = {
       "class": type(model).__name__,
       "draws": isinstance(model, contract.Draws),
+      "upscales": isinstance(model, contract.Upscales),
       "reads": isinstance(model, contract.Reads),
       "batch_size": self.batch_size,
       "num_microbatches": self.arguments["num_microbatches"],

@@ -349,7 +349,7 @@ def test_a_last_evaluation_that_fails_fails_the_run_but_costs_no_checkpoint(
   def fail(*_: Any) -> Any:
     raise RuntimeError("the metric is broken")
 
-  make = "make_validation" if what == "validation" else "make_sample_grid"
+  make = "make_validation" if what == "validation" else "make_grid"
   monkeypatch.setattr(trainer.evaluation, make, lambda *_: fail)
   arguments = {"eval_period": 3, "sample_period": 3, "checkpoint_period": 100}
   with pytest.raises(RuntimeError, match="the metric is broken"):
