@@ -245,10 +245,15 @@ def _heads(
   values = _per_level(said, key, len(channels))
   if kind == "transformer":
     return values
-  for dim, width in zip(values, channels, strict=True):
-    if width % dim:
+  attends = [_DOWN[kind].index(x) for x in said["down_block_types"]]
+  for dim, width, attend in zip(values, channels, attends, strict=True):
+    if attend and width % dim:
       raise _refuse(key, said[key], f"a divisor of {width} channels there")
-  return tuple(c // d for c, d in zip(channels, values, strict=True))
+  # A level without attention has no heads that matter.
+  return tuple(
+    width // dim if width % dim == 0 else 1
+    for dim, width in zip(values, channels, strict=True)
+  )
 
 
 def _activation(said: Mapping[str, Any], kind: str) -> str:
@@ -348,9 +353,11 @@ def config_to_json(
   down = [_DOWN[kind][a] for a in attends]
   up = [_UP[kind][a] for a in reversed(attends)]
   given = config.text_pooling == "given"
-  heads = list(config.num_heads)
+  heads: Any = list(config.num_heads)
   if kind == "joint":
     heads = [c // n for c, n in zip(config.channels, heads, strict=True)]
+    widths = {dim for dim, a in zip(heads, attends, strict=True) if a}
+    heads = widths.pop() if len(widths) == 1 else heads
   depths = [max(depth, 1) for depth in config.transformer_depth]
   depths[-1] = config.mid_transformer_depth
   blocks = config.num_res_blocks
