@@ -1,7 +1,7 @@
 """The command `byt5-diffusion`: train, eval, read, prepare, and others.
 
 Those of finished models are in model_commands.py, those that look at a recipe
-in recipe_commands.py.
+in recipe_commands.py, and conversion_commands.py has `convert`.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import byt5_diffusion
 from byt5_diffusion import (
   config,
   config_program,
+  conversion_commands,
   hosts,
   model_commands,
   recipe_commands,
@@ -36,6 +37,7 @@ examples:
   byt5-diffusion ocr hello.png --model_dir /tmp/reader
   byt5-diffusion validate experiments/tiny.gin
   byt5-diffusion inspect experiments/tiny.gin --out batches.html
+  byt5-diffusion convert /data/sd21 /data/sd21_unet --kind unet
 """
 _GIN_HELP = (
   "a gin file: of the working directory or of the package, e.g."
@@ -152,6 +154,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Any]:
   add_command = functools.partial(_add, commands)
   model_commands.add(add_command)
   recipe_commands.add(add_command, _GIN_HELP)
+  conversion_commands.add(add_command)
   return parser, commands
 
 

@@ -16,7 +16,12 @@ import jax
 import numpy as np
 
 from byt5_diffusion import byt5, stored_trees
-from byt5_diffusion.conversion import autoencoder_names, names, t5_names
+from byt5_diffusion.conversion import (
+  autoencoder_names,
+  names,
+  t5_names,
+  unet_names,
+)
 
 ConversionError = names.ConversionError
 Entry = names.Entry
@@ -46,6 +51,14 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
+  "unet": Family(
+    "unet",
+    "unet",
+    unet_names,
+    ("UNet2DConditionModel",),
+    "diffusers",
+    "unet",
+  ),
   "autoencoder": Family(
     "autoencoder",
     "codec",
@@ -63,8 +76,6 @@ FAMILIES: dict[str, Family] = {
     "text_encoder",
   ),
 }
-# Other words of the command line for the same.
-KINDS = ("auto", "unet", "autoencoder", "t5", "byt5", "clip_image")
 
 
 class Network(NamedTuple):
@@ -168,6 +179,12 @@ def _our_shape(leaf: Any, entry: Entry) -> tuple[int, ...] | None:
     return names.TRANSFORMS[entry.transform].to_ours(array).shape
   except (IndexError, ValueError):
     return None
+
+
+def spell(entry: Entry) -> str:
+  """Their name, and which part of it ours is: "proj.weight[1/2]"."""
+  i, n = entry.part
+  return f"{entry.theirs}[{i + 1}/{n}]" if n > 1 else entry.theirs
 
 
 # --- Theirs to ours. ---

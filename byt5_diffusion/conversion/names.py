@@ -12,6 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+# What the command line calls networks and what it writes.
+KINDS = ("auto", "unet", "autoencoder", "t5", "byt5", "clip_image")
+TARGETS = ("ours", "t5x", "diffusers", "single_file", "transformers")
+DTYPES = ("float32", "bfloat16")
+
 
 class ConversionError(ValueError):
   """Weights that can't be converted; says which file and key, and why."""

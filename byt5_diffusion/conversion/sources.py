@@ -14,7 +14,7 @@ are asked for.
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from byt5_diffusion import byt5, checkpoints, stored_trees, t5x_checkpoints
@@ -66,6 +66,7 @@ class Weights(NamedTuple):
     kind: of the path, in words.
     files: all that is read.
     left: {what: how many arrays of it nobody takes}.
+    names: {our name: the array in the source that it is made of}.
   """
 
   source: Source
@@ -73,6 +74,7 @@ class Weights(NamedTuple):
   kind: str
   files: list[pathlib.Path]
   left: dict[str, int]
+  names: dict[str, str]
 
 
 def is_foreign(path: str | os.PathLike[str]) -> bool:
@@ -160,7 +162,10 @@ def _open_pipeline(folder: pathlib.Path, kind: str) -> Weights:
   networks = {k: v for part in parts for k, v in part.networks.items()}
   files = [folder / "model_index.json", *(f for p in parts for f in p.files)]
   left |= {k: v for part in parts for k, v in part.left.items()}
-  return Weights(source, networks, "diffusers pipeline", files, left)
+  sources_of = {k: v for part in parts for k, v in part.names.items()}
+  return Weights(
+    source, networks, "diffusers pipeline", files, left, sources_of
+  )
 
 
 def _is_component(value: Any) -> bool:
@@ -256,7 +261,20 @@ def _named(
   counts = {"arrays that this network ignores": len(left)} if left else {}
   networks = {network.place: network}
   library = network.family.library
-  return Weights(named, networks, f"{library} {kind}", files, counts)
+  return Weights(
+    named,
+    networks,
+    f"{library} {kind}",
+    files,
+    counts,
+    _spelled(network, found[best]),
+  )
+
+
+def _spelled(
+  network: Network, entries: Sequence[names.Entry]
+) -> dict[str, str]:
+  return {f"{network.place}/{x.ours}": families.spell(x) for x in entries}
 
 
 # --- Single files. ---
@@ -312,16 +330,18 @@ def _open_single(
 ) -> Weights:
   """Several networks in one file, as latent diffusion has them."""
   networks = single_files.networks(source, parts, given, own, kind)
-  named = []
+  named: list[Source] = []
+  sources_of: dict[str, str] = {}
   for place, network in networks.items():
     entries = families.layouts(network)["single_file"]()
     named.append(families.to_ours(parts[place], network, entries))
+    sources_of |= _spelled(network, entries)
   used = sum(len(parts[place].shapes) for place in networks)
   left = single_files.left(source, set(networks))
   if used + sum(left.values()) != len(source.shapes):
     raise AssertionError("Every array is taken or left, by name.")
   joined = views.joined(source.what, named)
-  return Weights(joined, networks, "single file", files, left)
+  return Weights(joined, networks, "single file", files, left, sources_of)
 
 
 # --- Checkpoints. ---
@@ -348,6 +368,7 @@ def _open_mesh_tf(prefix: pathlib.Path, kind: str) -> Weights:
     "Mesh TensorFlow checkpoint",
     mesh_tf_files.files(prefix),
     {"optimizer states and steps": len(left)} if left else {},
+    _spelled(network, t5_names.mesh_tf_entries(config)),
   )
 
 
@@ -372,8 +393,10 @@ def _open_checkpoint(
   if config is not None:
     network, _ = _network(pathlib.Path(config), kind, None)
     networks[network.place] = network
+  stored = set(source.shapes)
   if views.is_stacked(source.shapes):
     source = views.unrolled(source)
+  where = {name: name for name in source.shapes}
   if families.is_t5_root(source.shapes):
     where = {f"text_encoder/{name}": name for name in source.shapes}
     source = views.renamed(source, where)
@@ -384,14 +407,23 @@ def _open_checkpoint(
       family = families.FAMILIES["t5"]
       t5_config: byt5.Byt5Config = families.t5_config(source, f"{place}/")
       networks[place] = Network(family, t5_config, place)
-  source, networks = _only(source, networks, kind, str(folder))
-  return Weights(source, networks, what, _files_below(home), {})
+  source, networks = only(source, networks, kind, str(folder))
+  sources_of = {
+    name: old if old in stored else views.stacked_name(old)
+    for name, old in where.items()
+  }
+  return Weights(source, networks, what, _files_below(home), {}, sources_of)
 
 
-def _only(
+def only(
   source: Source, networks: dict[str, Network], kind: str, where: str
 ) -> tuple[Source, dict[str, Network]]:
-  """What is of one kind."""
+  """What is of one kind; "auto" is all.
+
+  Raises:
+    ConversionError: nothing is.
+  """
+  kind = "t5" if kind == "byt5" else kind
   if kind == "auto":
     return source, networks
   chosen = {k: v for k, v in networks.items() if v.family.kind == kind}

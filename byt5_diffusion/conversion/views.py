@@ -147,6 +147,12 @@ def _total(arrays: Mapping[str, np.ndarray]) -> int:
   return sum(array.nbytes for array in arrays.values())
 
 
+def stacked_name(name: str) -> str:
+  """What an array of an unrolled tree is part of in a stacked one."""
+  match = _LAYER.fullmatch(name)
+  return f"{match[1]}layers/{match[3]}" if match else name
+
+
 def stacked(source: Source) -> Source:
   """The source with its layers together: the inverse of unrolled.
 
