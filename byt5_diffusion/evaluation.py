@@ -204,6 +204,11 @@ def _make_enlargements(
     # The same ones on every host.
     rows = validation_data(batch_size=1, host_index=0, host_count=1)
     first = list(itertools.islice(rows, GRID_PICTURES))
+    if not first:
+      raise ValueError(
+        "the validation split has no picture to enlarge: SAMPLE_PERIOD = 0 "
+        "trains without samples."
+      )
     images, tokens, ids = (
       np.concatenate([row[name] for row in first])
       for name in ("images", "text_tokens", "example_id")

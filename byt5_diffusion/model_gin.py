@@ -33,6 +33,7 @@ MODEL_CLASSES = (
   "byt5_diffusion.models.TextToImageModel",
   "byt5_diffusion.ocr.OcrModel",
   "byt5_diffusion.joint.JointModel",
+  "byt5_diffusion.super_resolution.SuperResolutionModel",
 )
 MAX_BYTES = 256 * 1024
 # A run's file has some 60 statements and evaluates some 80 values.
@@ -83,6 +84,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "euler_ancestral",
     "heun",
   ),
+  "byt5_diffusion.super_resolution": ("SuperResolutionModel",),
   "byt5_diffusion.unet": ("UNet", "UNetConfig"),
 }
 # Parameter -> (least, greatest), for each number in its value: far beyond any
@@ -92,8 +94,10 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "beam_size": (1, 1024),
   "base_size": _SIDE,
   "channels": _WIDTH,
+  "crop_size": _SIDE,
   "cross_attention_dim": _WIDTH,
   "embed_dim": _WIDTH,
+  "factor": (2, 64),
   "head_dim": _WIDTH,
   "image_channels": _WIDTH,
   "image_size": _SIDE,
