@@ -3,9 +3,14 @@
   task                    picture    strings
   typography_words        64 x 256   one or two words in each of 26 scripts
   typography_words_tiny   16 x 40    one to three letters of ten scripts
+  typography_words_tiny_32x80        the same, twice as large
 
 The tasks `<name>_reading` give the same examples with the picture cut into
 patches, of 8 x 8 and 4 x 4 pixels.
+
+"+quoted=<path>" or "+concat=<path>" behind a name gives its captions to two
+encoders, the second one's SentencePiece model at <path> (docs/conditioning.md);
+for the former, the string stands in quotation marks.
 
 Nothing is downloaded and nothing is stored: example `index` of a split is a
 pure function of (task, split, seed, index). Shuffling a supply that is random
@@ -20,6 +25,7 @@ ledger "<task>/<script>" (data/rejections.py), as the drawn ones are.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping
@@ -30,6 +36,7 @@ import seqio
 import tensorflow as tf
 
 from byt5_diffusion import feature_converters
+from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import (
   fonts,
   pictures,
@@ -79,6 +86,12 @@ class Painter:
   name: str
   source: words.Source
   renderer: typography.Renderer
+  captions: captions_lib.Captions = captions_lib.BYT5_ONLY
+
+  def caption_of(self, string: str) -> str:
+    """What is said of the picture of a string. ValueError: nothing can be."""
+    quoted = self.captions.mode == "quoted"
+    return captions_lib.in_marks(string) if quoted else string
 
   def drawable_source(self) -> words.Source:
     """The source without the scripts that this machine has no font for."""
@@ -120,6 +133,10 @@ class Painter:
         if max_length is not None and len(tokens) > max_length:
           # Cut off, the caption would not say what the picture shows.
           raise typography.CannotDraw(f"caption longer than {max_length} bytes")
+        try:
+          self.caption_of(sample.text)
+        except ValueError as error:
+          raise typography.CannotDraw(str(error)) from None
         image = self.renderer.render(sample.text, sample.script, rng)
       except typography.CannotDraw as error:
         ledger.reject(sample.text, type(error).__name__)
@@ -146,19 +163,24 @@ def _draw(
   picture.check_lengths(lengths, painter.name)
   source = painter.drawable_source()
   max_length = lengths.get("text_tokens")
+  max_semantic = lengths.get("semantic_tokens") or 2**20
 
   def make(split: bytes, seed: int, index: int) -> dict[str, np.ndarray]:
     image, tokens, example_id = painter.paint(
       source, split.decode(), int(seed), int(index), max_length
     )
+    # Whole: what does not fit is not drawn.
+    caption = painter.caption_of(text.decode(tokens))
+    limits = {"text_tokens": len(tokens), "semantic_tokens": max_semantic}
     return {
       picture.name: picture.make(image),
-      "text_tokens": tokens,
+      **painter.captions.encode(caption, limits),
       "example_id": example_id,
     }
 
   keys = ["split", "seed", "index"]
-  return seqio_tasks.make_examples(ds, make, keys, picture)
+  features = painter.captions.features_with(picture.features)
+  return seqio_tasks.make_examples(ds, make, keys, picture, features)
 
 
 def add_typography_task(
@@ -190,19 +212,65 @@ def add_typography_task(
   }
   if patch_size is not None:
     kinds[f"{name}_reading"] = _whole_grid(height, width, patch_size)
+  counts = {"train": num_train, "validation": num_validation}
   for task_name, picture in kinds.items():
-    preprocessor: Callable[..., tf.data.Dataset] = functools.partial(
-      _draw, painter=painter, picture=picture
+    _add(task_name, painter, picture, counts)
+    _drawn[task_name] = functools.partial(
+      _add, painter=painter, picture=picture, counts=counts
     )
-    seqio.TaskRegistry.add(
-      task_name,
-      source=IndexSource({"train": num_train, "validation": num_validation}),
-      preprocessors=[preprocessor],
-      output_features=seqio_tasks.output_features(picture.features),
-      metric_fns=[task_metrics.mean_loss],
-      # The source's own kind of shuffling is enough; see the top of the file.
-      shuffle_buffer_size=None,
-    )
+
+
+# Task -> what adds it under another name, with other captions.
+_drawn: dict[str, Callable[..., None]] = {}
+
+
+def _add(
+  name: str,
+  painter: Painter,
+  picture: pictures.Picture,
+  counts: Mapping[str, int],
+  captions: captions_lib.Captions = captions_lib.BYT5_ONLY,
+) -> None:
+  painter = dataclasses.replace(painter, captions=captions)
+  preprocessor: Callable[..., tf.data.Dataset] = functools.partial(
+    _draw, painter=painter, picture=picture
+  )
+  seqio.TaskRegistry.add(
+    name,
+    source=IndexSource(counts),
+    preprocessors=[preprocessor],
+    output_features=seqio_tasks.output_features(
+      captions.features_with(picture.features), captions.semantic
+    ),
+    metric_fns=[task_metrics.mean_loss],
+    # The source's own kind of shuffling is enough; see the top of the file.
+    shuffle_buffer_size=None,
+  )
+  captions_lib.register(name, captions)
+
+
+def register(name: str) -> str:
+  """Registers "<task>+quoted=<path>" or "<task>+concat=<path>".
+
+  Returns:
+    The SeqIO name of that task; any other name as it is.
+
+  Raises:
+    ValueError: a task that reads, or a SentencePiece model of no use.
+  """
+  plain, conditioning = captions_lib.split_name(name)
+  if not conditioning or plain not in _drawn:
+    return name
+  if plain.endswith("_reading"):
+    raise ValueError(f"{name!r}: a task that reads has one text, not two.")
+  captions = captions_lib.from_text(conditioning)
+  assert captions.semantic is not None
+  kind = f"{captions.mode}/{captions.semantic.name}/{captions.semantic.sha256}"
+  digest = hashlib.blake2b(kind.encode("utf-8"), digest_size=4).hexdigest()
+  called = f"{plain}_{digest}"
+  if called not in seqio.TaskRegistry.names():
+    _drawn[plain](called, captions=captions)
+  return called
 
 
 def _whole_grid(height: int, width: int, patch_size: int) -> pictures.PatchGrid:
@@ -223,28 +291,38 @@ add_typography_task(
   width=256,
   patch_size=8,
 )
+_TINY = words.Glyphs(
+  only_scripts=[
+    "Arab",
+    "Cyrl",
+    "Deva",
+    "Geor",
+    "Grek",
+    "Hans",
+    "Hebr",
+    "Kore",
+    "Latn",
+    "Thai",
+  ],
+  alphabet_size=6,
+  min_length=1,
+  max_length=3,
+)
 add_typography_task(
   "typography_words_tiny",
-  source=words.Glyphs(
-    only_scripts=[
-      "Arab",
-      "Cyrl",
-      "Deva",
-      "Geor",
-      "Grek",
-      "Hans",
-      "Hebr",
-      "Kore",
-      "Latn",
-      "Thai",
-    ],
-    alphabet_size=6,
-    min_length=1,
-    max_length=3,
-  ),
+  source=_TINY,
   height=16,
   width=40,
   patch_size=4,
   font_size=12.0,
+  styles=("bold",),
+)
+# What a cascade makes of the former's pictures.
+add_typography_task(
+  "typography_words_tiny_32x80",
+  source=_TINY,
+  height=32,
+  width=80,
+  font_size=24.0,
   styles=("bold",),
 )
