@@ -8,7 +8,8 @@ initial value:
   [("unet/out/.*", None), ("text_encoder/(.*)", r"\\1"), ("(.*)", r"\\1")]
 
 A source is a run of this package (its average, or the weights as trained), a
-tree of checkpoints.save_tree, or a checkpoint of T5X of either layout. Nothing
+tree of checkpoints.save_tree, a checkpoint of T5X of either layout, or weights
+of another program that conversion.sources names as ours. Nothing
 is left to luck: a parameter without a rule, a rule without a parameter, a name
 the source lacks and a shape that differs are all errors, by name.
 """
@@ -31,6 +32,7 @@ from byt5_diffusion import (
   stored_trees,
   t5x_checkpoints,
 )
+from byt5_diffusion.conversion import sources, views
 
 PyTree = Any
 Rules = Sequence[tuple[str, str | None]]
@@ -201,50 +203,24 @@ def open_source(
 
   Args:
     path: a run's MODEL_DIR or one of its checkpoint_<step>, a tree of
-      checkpoints.save_tree, a T5X checkpoint_<step> or the folder of several.
+      checkpoints.save_tree, a T5X checkpoint_<step> or the folder of several,
+      or what conversion.sources reads: folders of diffusers and Hugging Face,
+      single files, Mesh TensorFlow.
     step: of a MODEL_DIR; None = the latest.
     use_ema: of a run of ours: its averaged weights, where it keeps them.
 
   Raises:
     checkpoints.CheckpointError: it is none of these, or is damaged.
+    names.ConversionError: the same of another program's.
   """
+  if sources.is_foreign(path):
+    return sources.open_source(path)
   if not os.path.isdir(path):
     raise checkpoints.CheckpointError(f"There is no folder {path}.")
   theirs = t5x_checkpoints.find(path, step)
   if theirs is not None:
     return t5x_checkpoints.open_source(theirs)
   return checkpoints.open_source(path, step, use_ema)
-
-
-def join(sources: Sequence[Source]) -> Source:
-  """One source of several that share no name.
-
-  Raises:
-    AssignmentError: two hold an array of the same name.
-  """
-  if len(sources) == 1:
-    return sources[0]
-  owners: dict[str, Source] = {}
-  for source in sources:
-    for name in source.shapes:
-      if name in owners:
-        raise AssignmentError(
-          f"both {owners[name].what} and {source.what} hold {name}: name the"
-          " folder of the one network that is wanted of each, as .../unet."
-        )
-      owners[name] = source
-
-  def read(names: Collection[str]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for source in sources:
-      found |= source.read([name for name in names if name in source.shapes])
-    return found
-
-  return Source(
-    what=" and ".join(source.what for source in sources),
-    shapes={name: x.shapes[name] for name, x in owners.items()},
-    read=read,
-  )
 
 
 # --- What a recipe binds. ---
@@ -275,13 +251,22 @@ class InitialCheckpoint:
     """What there is; reads no array yet.
 
     Raises:
-      checkpoints.CheckpointError, AssignmentError: see open_source and join.
+      checkpoints.CheckpointError: see open_source.
+      names.ConversionError: see open_source; or two hold the same array.
     """
     if not self.paths:
       raise AssignmentError("The initial checkpoint's list of paths is empty.")
-    return join(
-      [open_source(path, self.step, self.use_ema) for path in self.paths]
-    )
+    found = [open_source(path, self.step, self.use_ema) for path in self.paths]
+    what = " and ".join(source.what for source in found)
+    return found[0] if len(found) == 1 else views.joined(what, found)
+
+  def _fitting(self, wanted: Collection[str]) -> Source:
+    """What there is, its layers stacked if, and only if, wanted's are."""
+    source = self.open()
+    stacked = views.is_stacked(wanted)
+    if stacked == views.is_stacked(source.shapes):
+      return source
+    return views.stacked(source) if stacked else views.unrolled(source)
 
   def record(self) -> dict[str, Any]:
     """What was asked for, as JSON."""
@@ -295,8 +280,8 @@ class InitialCheckpoint:
 
   def check(self, shapes: PyTree) -> Assignment:
     """Raises as `take` does, before anything is drawn, compiled or read."""
-    source = self.open()
-    return assign(stored_trees.flatten_names(shapes), source, self.rules)
+    flat = stored_trees.flatten_names(shapes)
+    return assign(flat, self._fitting(flat), self.rules)
 
   def take(self, tree: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """The tree with what the rules take of the checkpoint, and a report.
@@ -309,8 +294,8 @@ class InitialCheckpoint:
       AssignmentError: see `assign`.
       checkpoints.CheckpointError: the checkpoint can't be used.
     """
-    source = self.open()
     flat = stored_trees.flatten_names(tree)
+    source = self._fitting(flat)
     found = assign(flat, source, self.rules)
     arrays = source.read(sorted(set(found.taken.values())))
     for name, target in found.taken.items():

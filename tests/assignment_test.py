@@ -20,6 +20,7 @@ from byt5_diffusion import (
   stored_trees,
   train_state,
 )
+from byt5_diffusion.conversion import names
 
 OURS = ["unet/in/kernel", "unet/out/kernel", "text/embedding"]
 InitialCheckpoint = assignment.InitialCheckpoint
@@ -395,7 +396,23 @@ def test_networks_of_several_folders_become_one_model(tmp_path):
   np.testing.assert_array_equal(tree["text_encoder"]["bias"], [1, 1])
   assert report["initial_checkpoint"]["path"] == paths
   assert "first" in report["source"] and "second" in report["source"]
-  with pytest.raises(assignment.AssignmentError, match="both .* unet/kernel"):
+  with pytest.raises(names.ConversionError, match="holds unet/kernel twice"):
     InitialCheckpoint(path=[str(first), str(first)]).take(wanted)
   with pytest.raises(assignment.AssignmentError, match="list of paths is emp"):
     InitialCheckpoint(path=[]).take(wanted)
+
+
+def test_layers_are_stacked_or_apart_as_the_model_wants_them(tmp_path):
+  apart = {f"layers_{i}": {"kernel": np.full((2, 3), i)} for i in range(4)}
+  together = {
+    "layers": {"kernel": np.stack([np.full((2, 3), i) for i in range(4)], 1)}
+  }
+  for i, (stored, wanted) in enumerate([(apart, together), (together, apart)]):
+    path = tmp_path / str(i)
+    checkpoints.save_tree(path, {"text_encoder": {"encoder": stored}})
+    tree, _ = InitialCheckpoint(path=str(path)).take(
+      jax.tree.map(np.zeros_like, {"text_encoder": {"encoder": wanted}})
+    )
+    jax.tree.map(
+      np.testing.assert_array_equal, tree["text_encoder"]["encoder"], wanted
+    )
