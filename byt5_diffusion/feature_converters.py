@@ -1,14 +1,15 @@
 """Task features -> model batch: the list of batch keys, shapes and dtypes.
 
-`FEATURES` (a caption to draw) and `READING_FEATURES` (a picture to read) are
-the only places where they are written down. Two roads lead from a task's
+`FEATURES` (a caption to draw), `SEMANTIC_FEATURES` (the same for two encoders)
+and `READING_FEATURES` (a picture to read) are the only places where they are
+written down. Two roads lead from a task's
 example to a batch, and give the same bits:
 
   live      SeqIO dataset -> the converter that the class makes -> batch
   prepared  record of an ArrayRecord shard -> its `convert` -> batch
 
 Shapes: B batch, H height, W width, P patches, p pixels of a patch's side, L the
-caption's bytes + 1; P and L are static, padded.
+caption's bytes + 1, S the caption's pieces + 1; P, L and S are static, padded.
 Importing this module imports no TensorFlow; calling a converter class does.
 """
 
@@ -51,7 +52,7 @@ class Feature:
   padded: bool = False
 
 
-_TEXT_TOKENS = Feature(
+TEXT_TOKENS = Feature(
   task_name="text_tokens",
   task_dtype="int32",
   task_shape=("<= L",),
@@ -59,6 +60,16 @@ _TEXT_TOKENS = Feature(
   batch_dtype="int32",
   batch_shape=("B", "L"),
   meaning="caption: byte + 3, then 1 = end of sequence, then 0 = padding",
+  padded=True,
+)
+SEMANTIC_TOKENS = Feature(
+  task_name="semantic_tokens",
+  task_dtype="int32",
+  task_shape=("<= S",),
+  batch_name="semantic_tokens",
+  batch_dtype="int32",
+  batch_shape=("B", "S"),
+  meaning="caption: SentencePiece ids, then 1 = end of sequence, 0 = padding",
   padded=True,
 )
 _EXAMPLE_ID = Feature(
@@ -81,9 +92,11 @@ FEATURES = (
     meaning="pixels; 0..255 on disk, [-1, 1] in a batch",
     encoding="pixels",
   ),
-  _TEXT_TOKENS,
+  TEXT_TOKENS,
   _EXAMPLE_ID,
 )
+# Where two encoders read the text (data/captions.py).
+SEMANTIC_FEATURES = (*FEATURES, SEMANTIC_TOKENS)
 READING_FEATURES = (
   Feature(
     task_name="patches",
@@ -96,7 +109,7 @@ READING_FEATURES = (
     encoding="patches",
     padded=True,
   ),
-  _TEXT_TOKENS,
+  TEXT_TOKENS,
   _EXAMPLE_ID,
 )
 
@@ -180,7 +193,7 @@ def check_lengths(
     raise ValueError(
       f"TASK_FEATURE_LENGTHS names {sorted(task_feature_lengths)}, the model's "
       f"features are {sorted(names)}: for example "
-      f"{dict(zip(names, (64, 128, 2), strict=True))}."
+      f"{dict(zip(names, (64, 128, 2, 64), strict=False))}."
     )
   for name, length in task_feature_lengths.items():
     if length < 1:
@@ -250,3 +263,9 @@ class ReadingFeatureConverter(FeatureConverter):
   """What a reader of patches learns from: READING_FEATURES."""
 
   FEATURES: ClassVar[tuple[Feature, ...]] = READING_FEATURES
+
+
+class SemanticFeatureConverter(FeatureConverter):
+  """What a model of images with two text encoders learns from."""
+
+  FEATURES: ClassVar[tuple[Feature, ...]] = SEMANTIC_FEATURES

@@ -101,6 +101,9 @@ def prepare(
     features=_specs(first, task_feature_lengths, features),
     num_shards=num_shards,
     notes={"seed": seed},
+    files=live.captions_of(
+      mixture_or_task_name, mixture_or_task_module
+    ).files(),
   )
   _report(output_dir, manifest)
   return manifest

@@ -15,6 +15,14 @@ they become at most, and of how many pixels each (256 of 16 x 16):
   MIXTURE_OR_TASK_NAME = "image_caption_folder_reading:/home/me/scans@256x16"
   TASK_FEATURE_LENGTHS = {"patches": 256, "text_tokens": 128, "example_id": 2}
 
+Where two encoders read the caption (docs/conditioning.md), say how, and where
+the second one's SentencePiece model lies:
+
+  MIXTURE_OR_TASK_NAME = "image_caption_folder:photos@64x64+quoted=spiece.model"
+  TASK_FEATURE_LENGTHS = {
+    "image": 64, "text_tokens": 64, "example_id": 2, "semantic_tokens": 128,
+  }
+
 Other programs (T5X) know SeqIO's names only; in their gin files, `task` or
 `reading_task` registers a folder and gives its name:
 
@@ -42,6 +50,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import folder as folder_source
 from byt5_diffusion.data import images, pictures, seqio_tasks, task_metrics
 
@@ -91,9 +100,14 @@ class PictureLoader:
 
   source: folder_source.FolderSource
   picture: pictures.Picture
+  captions: captions_lib.Captions = captions_lib.BYT5_ONLY
 
   def read(
-    self, place: int, split: bytes, max_length: int
+    self,
+    place: int,
+    split: bytes,
+    max_length: int,
+    max_semantic_length: int | None = None,
   ) -> dict[str, np.ndarray] | None:
     """The example, or None if its picture is bad."""
     ledger = self.source.ledger()
@@ -103,6 +117,8 @@ class PictureLoader:
         int(place),
         picture=self.picture,
         max_length=max_length,
+        captions=self.captions,
+        max_semantic_length=max_semantic_length,
       )
     except images.BadImage as error:
       ledger.reject(error.file, error.reason)
@@ -117,12 +133,14 @@ class PictureLoader:
     lengths = sequence_length or {}  # T5X measures them by asking without any.
     self.picture.check_lengths(lengths, self.source.name)
     max_length = lengths.get("text_tokens") or 2**20
+    max_semantic_length = lengths.get("semantic_tokens") or 2**20
 
     def make(place: int, split: bytes) -> dict[str, np.ndarray] | None:
-      return self.read(place, split, max_length)
+      return self.read(place, split, max_length, max_semantic_length)
 
     keys = ["place", "split"]
-    return seqio_tasks.make_examples(ds, make, keys, self.picture)
+    features = self.captions.features_with(self.picture.features)
+    return seqio_tasks.make_examples(ds, make, keys, self.picture, features)
 
 
 def add_image_caption_folder_task(
@@ -130,6 +148,7 @@ def add_image_caption_folder_task(
   folder: str | os.PathLike[str],
   picture: pictures.Picture,
   *,
+  captions: captions_lib.Captions = captions_lib.BYT5_ONLY,
   validation_share: float = 0.05,
   max_rejected_share: float = 0.05,
 ) -> None:
@@ -139,6 +158,7 @@ def add_image_caption_folder_task(
     name: of the task.
     folder: see data/folder.py.
     picture: what becomes of a picture, and so which features the task has.
+    captions: what becomes of a caption, likewise.
     validation_share: share of the pictures kept for validation.
     max_rejected_share: more unusable records than this end the run.
 
@@ -150,15 +170,18 @@ def add_image_caption_folder_task(
     validation_share=validation_share,
     max_rejected_share=max_rejected_share,
   )
-  loader = PictureLoader(source=source, picture=picture)
+  loader = PictureLoader(source=source, picture=picture, captions=captions)
   seqio.TaskRegistry.add(
     name,
     source=PlaceSource(source.pairs),
     preprocessors=[loader.load_all],
-    output_features=seqio_tasks.output_features(picture.features),
+    output_features=seqio_tasks.output_features(
+      captions.features_with(picture.features), captions.semantic
+    ),
     metric_fns=[task_metrics.mean_loss],
     shuffle_buffer_size=None,
   )
+  captions_lib.register(name, captions)
 
 
 def task(
@@ -168,6 +191,7 @@ def task(
   width: int,
   name: str = _NAME,
   fit: str = "pad",
+  conditioning: str = "",
   validation_share: float = 0.05,
   max_rejected_share: float = 0.05,
 ) -> str:
@@ -179,6 +203,8 @@ def task(
     width: columns of every picture.
     name: of the task.
     fit: "pad" or "crop" (data/images.py).
+    conditioning: "", or "quoted=<path>" or "concat=<path>" of a SentencePiece
+      model (data/captions.py).
     validation_share: share of the pictures kept for validation.
     max_rejected_share: more unusable records than this end the run.
 
@@ -189,6 +215,7 @@ def task(
     name,
     folder=str(folder),
     picture=pictures.Frame(height=height, width=width, fit=fit),
+    captions=captions_lib.from_text(conditioning),
     validation_share=validation_share,
     max_rejected_share=max_rejected_share,
   )
@@ -241,6 +268,8 @@ def _register_once(name: str, **options: Any) -> str:
 def register(name: str) -> str:
   """Registers "image_caption_folder:<folder>@<height>x<width>[crop]".
 
+  "+quoted=<path>" or "+concat=<path>" may follow.
+
   Or "image_caption_folder_reading:<folder>@<max_patches>x<patch_size>".
 
   Returns:
@@ -252,9 +281,10 @@ def register(name: str) -> str:
   """
   if name in seqio.TaskRegistry.names() or not name.startswith(_NAME):
     return name
-  found = _PATTERN.fullmatch(name)
+  plain, conditioning = captions_lib.split_name(name)
+  found = _PATTERN.fullmatch(plain)
   reading = name.startswith(_READING)
-  if not found or (reading and found["crop"]):
+  if not found or (reading and (found["crop"] or conditioning)):
     raise ValueError(
       f"{name!r} names no folder and size. Write MIXTURE_OR_TASK_NAME = "
       + (
@@ -275,5 +305,6 @@ def register(name: str) -> str:
     height=first,
     width=second,
     fit="crop" if found["crop"] else "pad",
+    conditioning=conditioning,
     name=called,
   )

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from byt5_diffusion import feature_converters
+from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import images, pictures, rejections, text
 
 CAPTIONS = "captions.jsonl"
@@ -202,6 +203,8 @@ class FolderSource:
     *,
     picture: pictures.Picture,
     max_length: int,
+    captions: captions_lib.Captions = captions_lib.BYT5_ONLY,
+    max_semantic_length: int | None = None,
   ) -> dict[str, np.ndarray]:
     """Example `index` of a split as task features (feature_converters).
 
@@ -211,6 +214,8 @@ class FolderSource:
       picture: what becomes of a picture: an image, or patches.
       max_length: most caption ids, the end of sequence included. A longer
         caption is cut for an image, and is of no use with patches.
+      captions: what becomes of a caption.
+      max_semantic_length: as max_length, of the second encoder's tokens.
 
     Raises:
       images.BadImage: the file cannot be used.
@@ -227,7 +232,13 @@ class FolderSource:
     image = images.decode_image(path, name=pair.file)
     return {
       picture.name: picture.make(image),
-      "text_tokens": text.encode(pair.caption, max_length),
+      **captions.encode(
+        pair.caption,
+        {
+          "text_tokens": max_length,
+          "semantic_tokens": max_semantic_length or max_length,
+        },
+      ),
       "example_id": feature_converters.example_id(pair.file),
     }
 

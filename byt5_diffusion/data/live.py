@@ -19,7 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from byt5_diffusion.data import native_logs, pipeline, rejections, state
+from byt5_diffusion.data import (
+  captions,
+  native_logs,
+  pipeline,
+  rejections,
+  state,
+)
 
 with native_logs.quiet():
   import seqio
@@ -59,6 +65,24 @@ def load(name: str, module: str | None, split: str) -> Any:
       f"{name!r} has no split {split!r}, only {sorted(provider.splits)}."
     )
   return provider
+
+
+def captions_of(name: str, module: str | None) -> captions.Captions:
+  """How a task's or mixture's captions become tokens.
+
+  Raises:
+    ValueError: the tasks of a mixture disagree.
+  """
+  provider = seqio.get_mixture_or_task(registered(name, module))
+  tasks = getattr(provider, "tasks", None) or [provider]
+  found = [captions.of_task(x.name, x.output_features) for x in tasks]
+  if any(one != found[0] for one in found):
+    raise ValueError(
+      f"The tasks of {name!r} make tokens of their captions in different ways: "
+      + ", ".join(sorted({str(one.mode) for one in found}))
+      + ". A model reads one kind."
+    )
+  return found[0]
 
 
 def _import(module: str) -> Any:
@@ -156,6 +180,7 @@ class Live:
     self.num_examples: int | None = _num_examples(
       self._provider, identity["split"]
     )
+    self.captions = captions_of(identity["task"], module)
     source = getattr(self._provider, "source", None)  # A mixture has none.
     self.identity = {
       "kind": "live",

@@ -24,6 +24,7 @@ import grain
 import numpy as np
 
 from byt5_diffusion import feature_converters
+from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import records, state
 
 Batch = dict[str, np.ndarray]
@@ -35,9 +36,11 @@ class Batches(Protocol):
 
   Attributes:
     num_examples: examples in the split, None if nobody knows.
+    captions: how captions became tokens.
   """
 
   num_examples: int | None
+  captions: captions_lib.Captions
 
   def __iter__(self) -> Iterator[Batch]: ...
 
@@ -60,11 +63,12 @@ class Producer(Protocol):
 
   Attributes:
     identity: what a state must agree with; JSON.
-    num_examples: see Batches.
+    num_examples, captions: see Batches.
   """
 
   identity: dict[str, Any]
   num_examples: int | None
+  captions: captions_lib.Captions
 
   def next_batch(self) -> Batch:
     """The next batch; StopIteration at the end."""
@@ -226,6 +230,7 @@ class Prepared:
     digest = hashlib.sha256(digests.encode()).hexdigest()
     self.identity = {"kind": "prepared", **identity, "sha256": digest}
     self.num_examples: int | None = len(self._records)
+    self.captions = captions_lib.read(prepared_dir)
     self._lengths = identity["task_feature_lengths"]
     self._convert = convert
     self._rows = identity["batch_size"] // identity["num_streams"]
@@ -282,6 +287,7 @@ class Prefetched:
     self._ahead = False  # Whether the producer has made what was not received.
     self._ended: BaseException | None = None
     self.num_examples = producer.num_examples
+    self.captions = producer.captions
 
   def __iter__(self) -> Iterator[Batch]:
     return self

@@ -91,6 +91,7 @@ def write(
   features: Mapping[str, Mapping[str, Any]],
   num_shards: int = 8,
   notes: Mapping[str, Any] | None = None,
+  files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
   """Writes a prepared data set; returns its manifest.
 
@@ -102,6 +103,7 @@ def write(
     features: {name: {"dtype": name, "shape": [sizes, None = varies]}}.
     num_shards: files per split.
     notes: anything worth remembering (seed, source), JSON.
+    files: {plain name: content} of what is put beside the shards.
 
   Raises:
     FileExistsError: something is there already, or is being written there.
@@ -127,6 +129,9 @@ def write(
       },
       "notes": dict(notes or {}),
     }
+    for name, content in (files or {}).items():
+      (folder / _plain_name(name)).write_bytes(content)
+      _sync(folder / name)
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     _sync(path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import native_logs, pictures
+from byt5_diffusion.data import native_logs, pictures, pieces
 
 with native_logs.quiet():
   import seqio
@@ -20,13 +20,30 @@ Example = Mapping[str, np.ndarray]
 
 def output_features(
   features: Sequence[feature_converters.Feature],
+  semantic: pieces.Pieces | None = None,
 ) -> dict[str, seqio.Feature]:
-  """SeqIO's description of the features' task side."""
-  return {feature.task_name: _output_feature(feature) for feature in features}
+  """SeqIO's description of the features' task side.
+
+  Args:
+    features: of the task.
+    semantic: the SentencePiece model of "semantic_tokens", where there is one.
+  """
+  return {
+    feature.task_name: _output_feature(feature, semantic)
+    for feature in features
+  }
 
 
-def _output_feature(feature: feature_converters.Feature) -> seqio.Feature:
+def _output_feature(
+  feature: feature_converters.Feature, semantic: pieces.Pieces | None
+) -> seqio.Feature:
   dtype = tf.as_dtype(feature.task_dtype)
+  if feature.task_name == "semantic_tokens" and semantic is not None:
+    return seqio.Feature(
+      vocabulary=seqio.SentencePieceVocabulary(semantic.name),
+      add_eos=True,
+      dtype=dtype,
+    )
   if feature.task_name == "text_tokens":
     return seqio.Feature(
       vocabulary=seqio.ByteVocabulary(), add_eos=True, dtype=dtype
@@ -60,6 +77,7 @@ def make_examples(
   make: Callable[..., Example | None],
   arguments: Sequence[str],
   picture: pictures.Picture,
+  features: Sequence[feature_converters.Feature],
 ) -> tf.data.Dataset:
   """The task features that `make` makes of each element.
 
@@ -68,9 +86,9 @@ def make_examples(
     make: pure function (values of `arguments`) -> example, or None for what is
       to be left out. TensorFlow calls it on its threads.
     arguments: keys of the dicts; strings arrive as bytes.
-    picture: says which features there are.
+    picture: says which feature is the picture, and of what shape.
+    features: all of the task's.
   """
-  features = picture.features
   shapes = {
     feature.task_name: picture.shape
     if feature.task_name == picture.name
