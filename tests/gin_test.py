@@ -35,7 +35,11 @@ OUTPUT_OF = {
   "infer": "INFER_OUTPUT_DIR",
   "read": "READ_OUTPUT_DIR",
 }
-TO_START_FROM = ["INITIAL_CHECKPOINT_PATH='/tmp/y'"]
+# What training starts from: macros that a file leaves to the command line.
+TO_START_FROM = {
+  "runs/finetune.gin": ("INITIAL_CHECKPOINT_PATH",),
+  "runs/finetune_published.gin": ("UNET_PATH", "BYT5_PATH"),
+}
 ONE_LEVEL = (
   "UNET_CHANNELS=(48,)",
   "UNET_TRANSFORMER_DEPTH=(1,)",
@@ -63,8 +67,18 @@ RUNS = [(name, mode) for name in EXPERIMENTS for mode in programs(name)]
 
 def outputs(name):
   """What a recipe leaves to the command line."""
-  folders = [f"{OUTPUT_OF[mode]}='/tmp/x'" for mode in programs(name)]
-  return folders + (TO_START_FROM if "finetune" in name else [])
+  folders = [OUTPUT_OF[mode] for mode in programs(name)]
+  return [f"{macro}='/tmp/x'" for macro in [*folders, *sources(name)]]
+
+
+def sources(name):
+  """Macros of the weights that a recipe's training starts from."""
+  return [
+    macro
+    for file, macros in TO_START_FROM.items()
+    if f'include "{file}"' in text(name)
+    for macro in macros
+  ]
 
 
 def text(name):
@@ -272,8 +286,8 @@ def test_one_recipe_serves_every_program(name, run_mode):
 @pytest.mark.parametrize(("name", "run_mode"), RUNS)
 def test_a_recipe_asks_for_its_folders_only(name, run_mode):
   macros = {"MODEL_DIR", OUTPUT_OF[run_mode]}
-  if run_mode == "train" and "finetune" in name:
-    macros.add("INITIAL_CHECKPOINT_PATH")
+  if run_mode == "train":
+    macros |= set(sources(name))
   with pytest.raises(config.ConfigError) as error:
     config.parse([name], run_mode=run_mode)
   found = re.findall(r": (\w+) is not set", str(error.value))
@@ -287,7 +301,8 @@ def test_an_experiment_builds_and_its_model_gin_builds_the_same(name, tmp_path):
   theirs = variables(model)
   leaves = jax.tree.leaves(theirs["params"])
   assert leaves and all(leaf.dtype == np.float32 for leaf in leaves)
-  assert ("frozen" in theirs) == ("frozen" in name)
+  frozen = "frozen" in name or "runs/finetune_published.gin" in text(name)
+  assert ("frozen" in theirs) == frozen
   assert model.optimizer_def is not None
   config.write_configs(tmp_path)
   gin.clear_config()
