@@ -8,6 +8,7 @@ Notation: B batch, H W pixels, h w c latents.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,9 +32,11 @@ PyTree = Any
 # Training's timesteps, text dropout and noise come from three independent keys
 # per example; evaluation replaces the timesteps by this fixed grid.
 EVAL_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
+# The steps whose variance a UNet learns, if it does: DDPM's number.
+VARIANCE_STEPS = 1000
 # Folded into an example's key for what only some models draw, so that those
 # draws change nobody else's.
-_CONDITION_KEY, _ESTIMATE_KEY, _VIEW_KEY = 5, 6, 7
+_CONDITION_KEY, _ESTIMATE_KEY = 5, 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class DenoisingModel:
       in_channels count it. Training gives it to half of the examples.
     sampler, num_sampling_steps, step_spacing, guidance_scale: the defaults of
       `sample`; guidance_scale 1 is off.
+    steps: (schedule, num_steps) -> the levels of `sample`, in step_spacing's
+      place: sampling_steps.discrete_steps() for imported networks.
     denoise_decorator: wraps the guided denoise_fn, e.g.
       guidance.static_thresholding() where latents are pixels.
     time_scale, time_offset: the UNet sees time_scale * timestep + time_offset
@@ -76,6 +81,7 @@ class DenoisingModel:
   sampler: samplers.Sampler = dataclasses.field(default_factory=samplers.ddim)
   num_sampling_steps: int = 50
   step_spacing: str = "uniform"
+  steps: Callable[[diffusion.Schedule, int], Array] | None = None
   guidance_scale: float = 1.0
   denoise_decorator: Callable[..., Any] | None = None
   time_scale: float = 1000.0
@@ -137,16 +143,6 @@ class DenoisingModel:
     """
     raise NotImplementedError
 
-  def view(self, batch: Batch, rngs: Array | None) -> Batch:
-    """What of a batch is learnt from, and scored: here, all of it.
-
-    Args:
-      batch: what the model's data give.
-      rngs: [B] keys in training; None in evaluation: nothing is random then.
-    """
-    del rngs
-    return batch
-
   # --- Denoising and drawing -------------------------------------------------
 
   def predict(
@@ -178,12 +174,28 @@ class DenoisingModel:
 
     def denoise(noisy_latents: Array, log_snr: Array) -> samplers.Denoised:
       prediction = self.predict(params, noisy_latents, log_snr, conditioning)
-      x0 = diffusion.to_x0(
-        prediction, noisy_latents, log_snr, self.prediction_type
-      )
-      return samplers.Denoised(x0)
+      return self._denoised(prediction, noisy_latents, log_snr)
 
     return denoise
+
+  def _denoised(
+    self, prediction: Array, noisy_latents: Array, log_snr: Array
+  ) -> samplers.Denoised:
+    """x0, and the variance if the UNet has channels for it.
+
+    Such a UNet says in the second half of its channels where the log variance
+    lies, from -1 to 1 (Nichol & Dhariwal 2021; DeepFloyd IF).
+    """
+    channels = noisy_latents.shape[-1]
+    if prediction.shape[-1] not in (channels, 2 * channels):
+      raise ValueError(
+        f"the UNet's out_channels must be the {channels} of the latents, or"
+        f" twice as many with variance, not {prediction.shape[-1]}."
+      )
+    mean, variance = prediction[..., :channels], prediction[..., channels:]
+    x0 = diffusion.to_x0(mean, noisy_latents, log_snr, self.prediction_type)
+    fraction = (variance + 1) / 2 if variance.size else None
+    return samplers.Denoised(x0, fraction)
 
   def decode(
     self, latents: Array, flax_mutables: PyTree | None = None
@@ -246,9 +258,10 @@ class DenoisingModel:
     )
     shape = self.latent_shape()
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_rngs)
-    log_snrs = samplers.log_snr_steps(
-      self.schedule, num_steps, spacing=self.step_spacing
+    steps = self.steps or functools.partial(
+      samplers.log_snr_steps, spacing=self.step_spacing
     )
+    log_snrs = steps(self.schedule, num_steps)
     if self.self_conditioning:
       latents = samplers.sample_with_estimates(
         denoise_fn, self.sampler, noise, log_snrs, step_rngs
@@ -273,6 +286,7 @@ class DenoisingModel:
   ) -> Array:
     """weight(log_snr) * mean (prediction - target)^2, [B].
 
+    A UNet that answers its variance, too, learns it by losses.variance_loss.
     with_estimate [B] bool says which examples are told the model's estimate of
     x0; None: all of them, if the model is made to see it.
     """
@@ -289,7 +303,18 @@ class DenoisingModel:
       latents, noise, log_snr, self.prediction_type
     )
     weight = self.loss_weight(log_snr, self.prediction_type)
-    return losses.denoising_loss(prediction, target, weight)
+    mean = prediction[..., : target.shape[-1]]
+    loss = losses.denoising_loss(mean, target, weight)
+    denoised = self._denoised(prediction, noisy_latents, log_snr)
+    if denoised.log_variance is None:
+      return loss
+    # The variance of a step of 1 / VARIANCE_STEPS; none is taken to clean.
+    step = 1 / VARIANCE_STEPS
+    start = self.schedule.log_snr(jnp.maximum(timesteps, step))
+    end = self.schedule.log_snr(jnp.maximum(timesteps - step, step))
+    return loss + losses.variance_loss(
+      denoised.log_variance, latents, denoised.x0, start, end
+    )
 
   def _with_estimate(
     self,
@@ -309,7 +334,7 @@ class DenoisingModel:
       conditioning.with_channels(nothing),
       **dropout,
     )
-    x0 = diffusion.to_x0(first, noisy_latents, log_snr, self.prediction_type)
+    x0 = self._denoised(first, noisy_latents, log_snr).x0
     estimate = jax.lax.stop_gradient(x0)
     if which is not None:
       estimate = jnp.where(which[:, None, None, None], estimate, nothing)
@@ -361,7 +386,6 @@ class DenoisingModel:
     time_rngs, noise_rngs, drop_rngs, codec_rngs = jnp.moveaxis(
       jax.vmap(lambda key: jax.random.split(key, 4))(rngs), 1, 0
     )
-    batch = self.view(batch, _fold_in(rngs, _VIEW_KEY))
     latents = self._encode_images(batch, codec_rngs, flax_mutables)
     timesteps = jax.vmap(jax.random.uniform)(time_rngs)
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(
@@ -394,7 +418,6 @@ class DenoisingModel:
   ) -> Array:
     """Losses [len(EVAL_TIMESTEPS), B] at fixed noise levels and fixed noise."""
     rng = jax.random.key(0)
-    batch = self.view(batch, None)
     rngs = contract.per_example_rngs(rng, batch["example_id"])
     latents = self._encode_images(batch, rngs, flax_mutables)
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(

@@ -222,6 +222,19 @@ def scaled_linear_schedule(
   )
 
 
+def squared_cosine_schedule(
+  *, num_train_timesteps: int = 1000, max_beta: float = 0.999
+) -> Schedule:
+  """Betas of a squared cosine (Nichol & Dhariwal 2021): DeepFloyd IF.
+
+  alphas_cumprod follows cos^2((t + 0.008) / 1.008 pi / 2) as long as no beta
+  exceeds max_beta; diffusers' "squaredcos_cap_v2".
+  """
+  return discrete_schedule(
+    alphas_cumprod=squared_cosine_alphas_cumprod(num_train_timesteps, max_beta)
+  )
+
+
 def zero_terminal_snr_schedule(
   *,
   beta_start: float = 0.00085,
@@ -245,6 +258,15 @@ def scaled_linear_alphas_cumprod(
   """prod (1 - beta_i), sqrt(beta) linear: [num_train_timesteps] float64."""
   roots = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps)
   return np.cumprod(1 - roots**2)
+
+
+def squared_cosine_alphas_cumprod(
+  num_train_timesteps: int, max_beta: float
+) -> np.ndarray:
+  """prod max(f(t_i + 1/N) / f(t_i), 1 - max_beta), f the squared cosine."""
+  t = np.arange(num_train_timesteps + 1) / num_train_timesteps
+  curve = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+  return np.cumprod(np.maximum(curve[1:] / curve[:-1], 1 - max_beta))
 
 
 def rescale_to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:

@@ -106,22 +106,27 @@ def rescale_guidance(strength: float = 0.7) -> Decorator:
 
 
 def dynamic_thresholding(
-  quantile: float = 0.995, bound: float = 1.0
+  quantile: float = 0.995,
+  bound: float = 1.0,
+  max_threshold: float | None = None,
 ) -> Decorator:
   """x0 = clip(x0, -s, s) bound / s (Saharia et al. 2022, sec. 2.3).
 
-  s = max(bound, quantile of |x0| over the image). For pixels only: latents
-  have no bound.
+  s = max(bound, quantile of |x0| over the image), but at most max_threshold
+  (1.5 for DeepFloyd IF). For pixels only: latents have no bound.
   """
   if not 0 < quantile <= 1 or bound <= 0:
     raise ValueError(f"{quantile=} must lie in (0, 1], {bound=} above 0.")
+  if max_threshold is not None and max_threshold < bound:
+    raise ValueError(f"{max_threshold=} must be at least {bound=}.")
 
   def decorator(denoise_fn: samplers.DenoiseFn) -> samplers.DenoiseFn:
     def thresholded(noisy_latents: Array, log_snr: Array) -> samplers.Denoised:
       denoised = denoise_fn(noisy_latents, log_snr)
       x0 = denoised.x0.astype(jnp.float32)
       flat = jnp.abs(x0).reshape(x0.shape[0], -1)
-      s = jnp.maximum(jnp.quantile(flat, quantile, axis=-1), bound)
+      s = jnp.quantile(flat, quantile, axis=-1)
+      s = jnp.clip(s, bound, max_threshold)
       s = diffusion.expand(s, x0)
       return denoised._replace(x0=jnp.clip(x0, -s, s) * (bound / s))
 

@@ -28,6 +28,38 @@ def denoising_loss(prediction: Array, target: Array, weight: Array) -> Array:
   return weight.astype(jnp.float32) * mean
 
 
+def variance_loss(
+  fraction: Array,
+  x0: Array,
+  predicted_x0: Array,
+  log_snr_t: Array,
+  log_snr_s: Array,
+) -> Array:
+  """KL(q(x_s | x_t, x0) || p(x_s | x_t)) in nats per element: [B].
+
+  What teaches a network the variance of a step (Nichol & Dhariwal 2021, sec.
+  3.1). Both are normal; the log variance of p lies `fraction` of the way d =
+  log(sigma_t^2 / sigma_s^2) above q's, so with e = e^(-fraction d)
+
+    KL = (fraction d - 1 + e + e (SNR_s - SNR_t) (x0 - predicted_x0)^2) / 2.
+
+  Args:
+    fraction: [B, ...], Denoised.log_variance.
+    x0, predicted_x0: [B, ...]; no gradient goes into predicted_x0, which the
+      denoising loss teaches.
+    log_snr_t, log_snr_s: [B], where the step starts and ends, finite.
+  """
+  like = (-1,) + (1,) * (x0.ndim - 1)
+  d = jax.nn.log_sigmoid(-log_snr_t) - jax.nn.log_sigmoid(-log_snr_s)
+  gain = jnp.exp(log_snr_s) - jnp.exp(log_snr_t)
+  shift = fraction.astype(jnp.float32) * d.reshape(like)
+  error = jnp.square(x0 - jax.lax.stop_gradient(predicted_x0))
+  error *= gain.reshape(like)
+  # expm1 and its argument nearly cancel where the two variances agree.
+  divergence = shift + jnp.expm1(-shift) + jnp.exp(-shift) * error
+  return jnp.mean(divergence / 2, axis=tuple(range(1, x0.ndim)))
+
+
 def cross_entropy(logits: Array, targets: Array, weights: Array) -> Array:
   """Weighted mean of -log softmax(logits)[target] over each row's tokens.
 

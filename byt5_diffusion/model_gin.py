@@ -63,6 +63,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "p2_weight",
     "scaled_linear_schedule",
     "shifted_schedule",
+    "squared_cosine_schedule",
     "uniform_weight",
     "zero_terminal_snr_schedule",
   ),
@@ -84,8 +85,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "euler_ancestral",
     "heun",
   ),
+  "byt5_diffusion.sampling_steps": ("discrete_steps",),
   "byt5_diffusion.super_resolution": ("SuperResolutionModel",),
   "byt5_diffusion.unet": ("UNet", "UNetConfig"),
+  "byt5_diffusion.unipc": ("unipc",),
 }
 # Parameter -> (least, greatest), for each number in its value: far beyond any
 # network in use, and far below what no machine could hold.

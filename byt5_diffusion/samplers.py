@@ -15,6 +15,7 @@ own key, never on its batch mates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ Array = jax.Array
 STEP_SPACINGS = ("uniform", "log_snr", "karras")
 # The cleanest level that a DDPM of 1000 steps is trained on.
 _CLEANEST_TIMESTEP = 1e-3
+_LEAST_LOG_VARIANCE = math.log(1e-20)
 
 
 class Denoised(NamedTuple):
@@ -58,12 +60,15 @@ class Sampler(NamedTuple):
     init: noisy_latents -> carry, the memory of a multistep solver or ().
     step: (denoise_fn, carry, noisy_latents [B, ...], log_snr_t [B],
       log_snr_s [B], rngs [B] keys or None) -> (carry, noisy_latents at s).
+    scale_noise: start from sigma * noise instead of noise, as diffusers' Euler
+      and Heun do with "trailing" and "linspace" steps.
   """
 
   init: Callable[[Array], Any]
   step: Callable[
     [DenoiseFn, Any, Array, Array, Array, Array | None], tuple[Any, Array]
   ]
+  scale_noise: bool = False
 
 
 # --- The loop ----------------------------------------------------------------
@@ -121,7 +126,8 @@ def sample(
     denoise_fn: evaluated at log_snrs[:-1] (by Heun between them also).
     noise: [B, ...], variance preserving at log_snrs[0]: unit normal if pure.
     log_snrs: [num_steps + 1], rising; see `log_snr_steps`. If the last is +inf
-      the result is x0, else the noisy latents at that level.
+      the result is x0, else the noisy latents at that level. Or [num_steps, 2],
+      for each step where it starts and where it ends.
     rngs: [B] keys, one per image; only stochastic samplers need them.
 
   Returns:
@@ -185,9 +191,16 @@ def _run(
 
   noise = noise.astype(jnp.float32)
   log_snrs = jnp.asarray(log_snrs, jnp.float32)
-  if log_snrs.ndim != 1 or log_snrs.size < 2:
-    raise ValueError(f"log_snrs must be [num_steps + 1]; got {log_snrs.shape}.")
-  steps = (jnp.arange(log_snrs.size - 1), log_snrs[:-1], log_snrs[1:])
+  if log_snrs.ndim == 1 and log_snrs.size > 1:
+    log_snrs = jnp.stack([log_snrs[:-1], log_snrs[1:]], axis=1)
+  if log_snrs.ndim != 2 or log_snrs.shape[1] != 2 or not log_snrs.size:
+    raise ValueError(
+      "log_snrs must be [num_steps + 1] or [num_steps, 2]; got"
+      f" {log_snrs.shape}."
+    )
+  if sampler.scale_noise:
+    noise = noise * diffusion.log_snr_to_alpha_sigma(log_snrs[0, 0])[1]
+  steps = (jnp.arange(len(log_snrs)), log_snrs[:, 0], log_snrs[:, 1])
   nothing = jnp.zeros_like(noise) if estimates else jnp.zeros(())
   start = (sampler.init(noise), noise, nothing)
   (_, latents, _), _ = jax.lax.scan(body, start, steps)
@@ -254,7 +267,7 @@ def ddim(eta: float = 0.0) -> Sampler:
   return Sampler(_no_memory, step)
 
 
-def ddpm(variance: str = "posterior") -> Sampler:
+def ddpm(variance: str = "posterior", noise_at_end: bool = False) -> Sampler:
   """Ancestral sampling, x_s ~ q(x_s | x_t, x0) (Ho et al. 2020, sec. 3.2).
 
   With c = 1 - SNR_t / SNR_s (Kingma et al. 2021),
@@ -265,6 +278,8 @@ def ddpm(variance: str = "posterior") -> Sampler:
     variance: "posterior", sigma_s^2 c (the variance if the data were a point);
       "forward", sigma_t^2 c (if they were unit normal); or "learned", as the
       network places it between the two.
+    noise_at_end: add noise to the clean image, too, where `variance` says so:
+      what diffusers' DDPMScheduler does unless its last timestep is 0.
   """
   if variance not in ("posterior", "forward", "learned"):
     raise ValueError(f"{variance=} must be posterior, forward or learned.")
@@ -272,9 +287,13 @@ def ddpm(variance: str = "posterior") -> Sampler:
   def log_variance(
     denoised: Denoised, log_snr_t: Array, log_snr_s: Array
   ) -> Array:
+    log_fresh = jnp.log(-jnp.expm1(log_snr_t - log_snr_s))
+    forward = jax.nn.log_sigmoid(-log_snr_t) + log_fresh
     if variance == "forward":
-      return jax.nn.log_sigmoid(-log_snr_t)
-    posterior = jax.nn.log_sigmoid(-log_snr_s)
+      return forward
+    # Clean has no variance, and no logarithm of it: bounded, as in diffusers.
+    posterior = jax.nn.log_sigmoid(-log_snr_s) + log_fresh
+    posterior = jnp.maximum(posterior, _LEAST_LOG_VARIANCE)
     if variance == "posterior":
       return posterior
     if denoised.log_variance is None:
@@ -282,7 +301,6 @@ def ddpm(variance: str = "posterior") -> Sampler:
         "variance='learned' needs a network that predicts its variance: this "
         "denoise_fn leaves log_variance None."
       )
-    forward = jax.nn.log_sigmoid(-log_snr_t)
     return posterior + denoised.log_variance * (forward - posterior)
 
   def step(
@@ -302,37 +320,38 @@ def ddpm(variance: str = "posterior") -> Sampler:
     fresh = -jnp.expm1(log_snr_t - log_snr_s)
     mean = alpha_t / alpha_s * jnp.square(sigma_s / sigma_t) * noisy_latents
     mean += alpha_s * fresh * denoised.x0
-    # Clean is clean: the forward variance alone would not vanish there, and
-    # the learned one would be a product of 0 and inf.
-    clean = jnp.isposinf(log_snr_s)
-    bounded_s = jnp.where(clean, diffusion.LOG_SNR_MAX, log_snr_s)
-    log_scale = log_variance(denoised, log_snr_t, bounded_s)
-    std = jnp.sqrt(fresh * jnp.exp(log_scale))
-    return carry, mean + jnp.where(clean, 0.0, std) * z
+    std = jnp.exp(log_variance(denoised, log_snr_t, log_snr_s) / 2)
+    if not noise_at_end:
+      # Clean is clean: the forward variance would not vanish there.
+      std = jnp.where(jnp.isposinf(log_snr_s), 0.0, std)
+    return carry, mean + std * z
 
   return Sampler(_no_memory, step)
 
 
-def euler() -> Sampler:
+def euler(scale_noise: bool = False) -> Sampler:
   """Euler's step on the probability flow ODE (Karras et al. 2022, alg. 1).
 
   In x / alpha over sigma / alpha, and likewise in x / (alpha + sigma) over the
   time of flow matching, the slope is made of x0 and noise alone; an Euler step
   holds both, and so is DDIM's with eta = 0.
+
+  Args:
+    scale_noise: see Sampler.
   """
-  return ddim(eta=0.0)
+  return ddim(eta=0.0)._replace(scale_noise=scale_noise)
 
 
-def euler_ancestral(eta: float = 1.0) -> Sampler:
+def euler_ancestral(eta: float = 1.0, scale_noise: bool = False) -> Sampler:
   """Euler down to sigma_down, then noise up to s: DDIM's step with this eta.
 
   In x / alpha, sigma_up = eta sigma_s sqrt(1 - SNR_t / SNR_s) and sigma_down =
   sqrt(sigma_s^2 - sigma_up^2), which are DDIM's two coefficients.
   """
-  return ddim(eta=eta)
+  return ddim(eta=eta)._replace(scale_noise=scale_noise)
 
 
-def heun() -> Sampler:
+def heun(time: str = "flow", scale_noise: bool = False) -> Sampler:
   """Heun's second-order step on the ODE of flow matching; two passes a step.
 
   With z = x / (alpha + sigma) and u = sigma / (alpha + sigma), dz / du = noise
@@ -341,7 +360,14 @@ def heun() -> Sampler:
   SNR; Karras's own, sigma / alpha, runs to infinity there, and a first step of
   thousands would amplify the difference of the slopes. The step to clean is
   Euler's, its second pass unused.
+
+  Args:
+    time: "flow", or "sigma" for Karras's, in which d(x / alpha) = noise: what
+      diffusers' HeunDiscreteScheduler does.
+    scale_noise: see Sampler.
   """
+  if time not in ("flow", "sigma"):
+    raise ValueError(f"{time=} must be flow or sigma.")
 
   def step(
     denoise_fn: DenoiseFn,
@@ -363,12 +389,17 @@ def heun() -> Sampler:
 
     alpha_t, sigma_t = diffusion.log_snr_to_alpha_sigma(log_snr_t)
     alpha_s, sigma_s = diffusion.log_snr_to_alpha_sigma(log_snr_s)
-    duration = sigma_s / (alpha_s + sigma_s) - sigma_t / (alpha_t + sigma_t)
-    factor = (alpha_s + sigma_s) * duration / 2
+    if time == "flow":
+      duration = sigma_s / (alpha_s + sigma_s) - sigma_t / (alpha_t + sigma_t)
+      factor = (alpha_s + sigma_s) * duration / 2
+      bend = (next_noise - next_x0) - (noise - x0)
+    else:
+      factor = (sigma_s - alpha_s * sigma_t / alpha_t) / 2
+      bend = next_noise - noise
     factor = diffusion.expand(jnp.where(clean, 0.0, factor), x0)
-    return carry, guess + factor * ((next_noise - next_x0) - (noise - x0))
+    return carry, guess + factor * bend
 
-  return Sampler(_no_memory, step)
+  return Sampler(_no_memory, step, scale_noise)
 
 
 def dpm_solver_pp_2m() -> Sampler:

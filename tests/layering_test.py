@@ -24,11 +24,11 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Formulas. Nothing of ours.
   "maths": ("conditions diffusion losses utf8", ""),
   "networks": (
-    "autoencoder autoencoder_kl byt5 byt5_decoder layers patches unet"
-    " unet_attention unet_blocks unet_conditions unet_config",
+    "attention_forms autoencoder autoencoder_kl byt5 byt5_decoder layers patches"
+    " unet unet_attention unet_blocks unet_conditions unet_config",
     "maths",
   ),
-  "samplers": ("decoding samplers", "maths"),
+  "samplers": ("decoding samplers sampling_steps unipc", "maths"),
   "guidance": ("guidance", "maths samplers"),
   # Bytes and pictures to batches. No JAX.
   "data": ("data.* feature_converters quotes", ""),
@@ -55,7 +55,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   "programs": (
     "inspection inspection_picture planning trial validation validation_report"
     " evaluation inference preparation reading report t5x_hooks trainer"
-    " cascade run_info trained variables",
+    " cascade prompts run_info trained variables",
     "package maths samplers guidance data machinery conversion scores models",
   ),
   # gin names these; nobody imports them.
@@ -74,6 +74,8 @@ LAYERS: dict[str, tuple[str, str]] = {
 ONLY = {
   "decoding": {"utf8"},
   "samplers": {"diffusion"},
+  "sampling_steps": {"diffusion"},
+  "unipc": {"diffusion", "samplers"},
   "guidance": {"diffusion", "samplers"},
   "confidence": {"data.text"},
   "spelling": {"data.text"},

@@ -105,3 +105,43 @@ def test_masked_mean_weighs():
   np.testing.assert_allclose(losses.masked_mean(x, weights), 2.0)
   with pytest.raises(ValueError, match="share a shape"):
     losses.masked_mean(x, weights[:1])
+
+
+def test_variance_loss_is_the_divergence_of_the_two_normal_steps():
+  """KL of normals from their means and variances, by Kingma's posterior."""
+  rng = np.random.default_rng(0)
+  x0, guess, fraction = rng.normal(size=(3, 2, 4, 4, 1))
+  fraction = 0.5 + 0.2 * fraction
+  log_snr_t, log_snr_s = np.array([-3.0, 1.0]), np.array([-2.5, 1.2])
+
+  def spread(x):
+    return x.reshape(2, 1, 1, 1)
+
+  alpha_s, var_s = (
+    1 / (1 + np.exp(-spread(x))) for x in (log_snr_s, -log_snr_s)
+  )
+  alpha_s, var_t = alpha_s**0.5, spread(1 / (1 + np.exp(log_snr_t)))
+  fresh = 1 - np.exp(spread(log_snr_t - log_snr_s))
+  posterior, forward = var_s * fresh, var_t * fresh
+  variance = posterior ** (1 - fraction) * forward**fraction
+  squared = (alpha_s * fresh * (x0 - guess)) ** 2
+  expected = np.log(variance / posterior) - 1 + (posterior + squared) / variance
+  actual = losses.variance_loss(
+    *(jnp.float32(x) for x in (fraction, x0, guess, log_snr_t, log_snr_s))
+  )
+  np.testing.assert_allclose(
+    actual, expected.mean((1, 2, 3)) / 2, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_variance_loss_teaches_the_variance_alone():
+  ones = jnp.ones((1, 2, 2, 1))
+  gradients = jax.grad(
+    lambda fraction, guess: losses.variance_loss(
+      fraction, 2 * ones, guess, jnp.float32([-1.0]), jnp.float32([-0.5])
+    ).sum(),
+    argnums=(0, 1),
+  )(0.5 * ones, ones)
+  assert np.abs(gradients[0]).min() > 0 and not gradients[1].any()
+  same = jnp.float32([-1.0])
+  assert losses.variance_loss(0.3 * ones, ones, 0 * ones, same, same) == 0
