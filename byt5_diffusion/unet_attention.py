@@ -52,9 +52,7 @@ class TransformerBlock(nn.Module):
 
     x = x + attention("self_attention")(norm("self_attention")(x))
     y = attention("cross_attention")(
-      norm("cross_attention")(x),
-      text_embeddings,
-      layers.mask_bias(text_mask[:, None, None, :]),
+      norm("cross_attention")(x), text_embeddings, mask=_readable(text_mask)
     )
     x = x + _where_any(text_mask, y)
     return x + layers.GatedMlp(
@@ -64,6 +62,15 @@ class TransformerBlock(nn.Module):
       dtype=dtype,
       name="mlp",
     )(norm("mlp")(x))
+
+
+def _readable(text_mask: jax.Array) -> jax.Array:
+  """text_mask [B, L] as a mask [B, 1, 1, L]; all of a text without any byte.
+
+  What is read of such a text is thrown away; no softmax is over nothing.
+  """
+  text_mask = text_mask | ~text_mask.any(-1, keepdims=True)
+  return text_mask[:, None, None, :]
 
 
 def _where_any(text_mask: jax.Array, y: jax.Array) -> jax.Array:
@@ -163,14 +170,13 @@ class JointAttention(nn.Module):
 
     query = project("query", y) * head_dim**-0.5
     key, value = project("text_key", text), project("text_value", text)
-    mask = text_mask
+    mask = _readable(text_mask)
     if not config.only_cross_attention:
       key = jnp.concatenate([key, project("key", y)], axis=1)
       value = jnp.concatenate([value, project("value", y)], axis=1)
-      mask = jnp.concatenate([mask, jnp.ones((b, h * w), bool)], axis=1)
-    y = layers.attention(
-      query, key, value, layers.mask_bias(mask[:, None, None, :])
-    )
+      itself = jnp.ones((b, h * w), bool)
+      mask = jnp.concatenate([text_mask, itself], axis=1)[:, None, None]
+    y = layers.attention(query, key, value, mask=mask)
     y = layers.Dense(
       c,
       ("joined_kv", "embed"),

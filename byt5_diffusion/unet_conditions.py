@@ -81,7 +81,7 @@ class AttentionPooling(nn.Module):
       project("query", mean) * (width // self.num_heads) ** -0.5,
       project("key", x),
       project("value", x),
-      layers.mask_bias(mask[:, None, None, :]),
+      mask=mask[:, None, None, :],
     )
     return y.reshape(batch, width)
 
