@@ -59,8 +59,9 @@ def _generate(flags: argparse.Namespace) -> None:
 
 def _check_stages(flags: argparse.Namespace) -> None:
   """Flags that want each other, or rule each other out."""
-  names = ["image", "stages", *_ENLARGING]
-  given = [x for x in names if getattr(flags, x) not in (None, False, [])]
+  given = [x for x in ("image", "stages") if getattr(flags, x)]
+  # Not by truth: 0 is given, too.
+  given += [x for x in _ENLARGING if getattr(flags, x) is not None]
   if given and not flags.upscale_dir:
     raise ConfigError(
       f"--{given[0]} needs --upscale_dir: the folder of a run that enlarges."
