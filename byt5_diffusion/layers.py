@@ -351,13 +351,15 @@ class Attention(nn.Module):
 
   Attributes:
     scale: multiplies the query; T5 says 1 and scales its query_init.
-    out_bias: whether the output product has a bias (diffusers' blocks do).
+    qkv_bias, out_bias: whether the products have biases (T5's have none,
+      diffusers' blocks one of the output, CLIP's all).
     output_dtype: as of Dense.
   """
 
   num_heads: int
   head_dim: int
   scale: float = 1.0
+  qkv_bias: bool = False
   out_bias: bool = False
   query_init: Initializer = ATTENTION_INIT
   dropout_rate: float = 0.0
@@ -382,7 +384,7 @@ class Attention(nn.Module):
       y = Dense(
         self.num_heads * self.head_dim,
         ("embed", "joined_kv"),
-        use_bias=False,
+        use_bias=self.qkv_bias,
         kernel_init=init,
         dtype=self.dtype,
         name=name,

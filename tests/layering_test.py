@@ -24,8 +24,8 @@ LAYERS: dict[str, tuple[str, str]] = {
   # Formulas. Nothing of ours.
   "maths": ("conditions diffusion losses utf8", ""),
   "networks": (
-    "attention_forms autoencoder autoencoder_kl byt5 byt5_decoder layers"
-    " patches unet unet_attention unet_blocks unet_conditions unet_config",
+    "attention_forms autoencoder autoencoder_kl byt5 byt5_decoder clip_image"
+    " layers patches unet unet_attention unet_blocks unet_conditions unet_config",
     "maths",
   ),
   "samplers": ("decoding samplers sampling_steps unipc", "maths"),
