@@ -23,11 +23,12 @@ from byt5_diffusion import (
   checkpoints,
   contract,
   inference,
+  prompts,
   telemetry,
   variables,
 )
 from byt5_diffusion import partitioning as partitioning_lib
-from byt5_diffusion.data import pipeline, text
+from byt5_diffusion.data import pipeline
 
 PyTree = Any
 SAMPLE_SEED = 0
@@ -40,6 +41,10 @@ GRID_PICTURES = 5
 _SIZES = {
   "images": ("(height, width) of its pictures", "TextToImageModel.image_size"),
   "patches": ("(number, 2 + 3 size^2) of its patches", "OcrModel.max_patches"),
+  "semantic_tokens": (
+    "TASK_FEATURE_LENGTHS['semantic_tokens']",
+    "the model's max_semantic_length",
+  ),
   "text_tokens": (
     "TASK_FEATURE_LENGTHS['text_tokens']",
     "the model's max_text_length",
@@ -164,7 +169,7 @@ def make_grid(
     draw = _make_enlargements(model, validation_data)
     columns = 1
   else:
-    draw = _make_drawings(model, texts)
+    draw = _make_drawings(model, texts, directory)
     columns = GRID_COLUMNS
   if draw is None:
     return None
@@ -182,12 +187,12 @@ def make_grid(
 
 
 def _make_drawings(
-  model: Any, texts: Sequence[str]
+  model: Any, texts: Sequence[str], directory: pathlib.Path
 ) -> Callable[[PyTree, PyTree], np.ndarray] | None:
   if not texts or not isinstance(model, contract.Draws):
     return None
   draw = inference.make_sampler(model)
-  tokens = jnp.asarray(text.encode_batch(texts, model.max_text_length))
+  tokens = prompts.encode(model, prompts.load(model, directory), texts)
   rngs = inference.image_rngs(SAMPLE_SEED, texts)
   return lambda params, frozen: np.asarray(draw(params, frozen, tokens, rngs))
 
@@ -209,13 +214,13 @@ def _make_enlargements(
         "the validation split has no picture to enlarge: SAMPLE_PERIOD = 0 "
         "trains without samples."
       )
-    images, tokens, ids = (
-      np.concatenate([row[name] for row in first])
-      for name in ("images", "text_tokens", "example_id")
-    )
+    batch = {
+      name: np.concatenate([row[name] for row in first]) for name in first[0]
+    }
+    images, told = batch["images"], prompts.of_batch(batch)
     rng = jax.random.key(SAMPLE_SEED)
-    rngs = contract.per_example_rngs(rng, jnp.asarray(ids))
-    return images, jax.jit(model.downsample)(images), tokens, rngs
+    rngs = contract.per_example_rngs(rng, jnp.asarray(batch["example_id"]))
+    return images, jax.jit(model.downsample)(images), told, rngs
 
   def draw(params: PyTree, frozen: PyTree) -> np.ndarray:
     images, *told = pictures()

@@ -26,6 +26,7 @@ from PIL import Image
 from byt5_diffusion import (
   contract,
   feature_converters,
+  prompts,
   telemetry,
   trained,
 )
@@ -57,7 +58,9 @@ def image_rngs(seed: int, texts: Sequence[str], stage: int = 0) -> Array:
 
 
 def make_sampler(model: Any) -> Callable[..., Array]:
-  """A jitted draw(params, frozen, text_tokens, rngs) -> images [B, H, W, 3].
+  """A jitted draw(params, frozen, told, rngs) -> images [B, H, W, 3].
+
+  told is text_tokens, or {batch key: tokens} where there are several.
 
   guidance_scale and num_steps are static keywords: one compilation each.
   """
@@ -66,15 +69,15 @@ def make_sampler(model: Any) -> Callable[..., Array]:
   def draw(
     params: PyTree,
     frozen: PyTree,
-    text_tokens: Array,
+    told: Array | Mapping[str, Array],
     rngs: Array,
     guidance_scale: float | None = None,
     num_steps: int | None = None,
   ) -> Array:
     return model.sample(
       params,
-      text_tokens,
-      rngs,
+      rngs=rngs,
+      **_by_name(told),
       flax_mutables=frozen,
       guidance_scale=guidance_scale,
       num_steps=num_steps,
@@ -84,7 +87,9 @@ def make_sampler(model: Any) -> Callable[..., Array]:
 
 
 def make_upscaler(model: Any) -> Callable[..., Array]:
-  """A jitted (params, frozen, images_low, text_tokens, rngs) -> images.
+  """A jitted (params, frozen, images_low, told, rngs) -> images.
+
+  told is as make_sampler's.
 
   guidance_scale and num_steps are static keywords, augmentation is a number.
   """
@@ -94,7 +99,7 @@ def make_upscaler(model: Any) -> Callable[..., Array]:
     params: PyTree,
     frozen: PyTree,
     images_low: Array,
-    text_tokens: Array,
+    told: Array | Mapping[str, Array],
     rngs: Array,
     augmentation: float | None = None,
     guidance_scale: float | None = None,
@@ -103,8 +108,8 @@ def make_upscaler(model: Any) -> Callable[..., Array]:
     return model.upscale(
       params,
       images_low,
-      text_tokens,
-      rngs,
+      rngs=rngs,
+      **_by_name(told),
       flax_mutables=frozen,
       guidance_scale=guidance_scale,
       num_steps=num_steps,
@@ -112,6 +117,10 @@ def make_upscaler(model: Any) -> Callable[..., Array]:
     )
 
   return upscale
+
+
+def _by_name(told: Any) -> Mapping[str, Array]:
+  return told if isinstance(told, Mapping) else {"text_tokens": told}
 
 
 class _Artist(trained.Trained):
@@ -133,12 +142,12 @@ class _Artist(trained.Trained):
 
     Args:
       make: compiled once, for batch_size rows.
-      columns: arrays [N, ...].
+      columns: arrays [N, ...], or dicts of them.
       title: of a progress bar; None: none is shown.
       **options: for each call.
     """
     images = []
-    count = len(columns[0])
+    count = len(jax.tree.leaves(columns)[0])
     starts = range(0, count, self.batch_size)
     for start in tqdm.tqdm(starts, title, disable=None if title else True):
       # The last batch is filled up: shapes are compiled once.
@@ -146,7 +155,9 @@ class _Artist(trained.Trained):
       batch = make(
         self.params,
         self.frozen,
-        *(jnp.asarray(column[rows]) for column in columns),
+        *jax.tree.map(
+          lambda column, rows=rows: jnp.asarray(column[rows]), tuple(columns)
+        ),
         **options,
       )
       images.append(feature_converters.to_pixels(batch))
@@ -190,7 +201,7 @@ class Generator(_Artist):
     seed give the same image in any batch.
     """
     check_request(texts, seed, guidance_scale=guidance_scale)
-    tokens = text.encode_batch(texts, self.model.max_text_length)
+    tokens = prompts.encode(self.model, self.captions, texts)
     return self.draw(
       tokens,
       image_rngs(seed, texts),
@@ -201,19 +212,22 @@ class Generator(_Artist):
 
   def draw(
     self,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Mapping[str, np.ndarray],
     rngs: Array,
     *,
     progress: bool = False,
     **options: Any,
   ) -> np.ndarray:
-    """Draws text_tokens [N, L] with a key each: uint8 [N, H, W, 3]."""
+    """Draws text_tokens [N, L] with a key each: uint8 [N, H, W, 3].
+
+    tokens may be {batch key: tokens [N, length]}, too.
+    """
     title = "drawing" if progress else None
     return self._in_batches(self._draw, (tokens, rngs), title, **options)
 
   def predict(self, batch: Batch, rngs: Array) -> dict[str, np.ndarray]:
     """{"image"}: the captions of a data set's batch, drawn."""
-    return {"image": self.draw(batch["text_tokens"], rngs)}
+    return {"image": self.draw(prompts.of_batch(batch), rngs)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -285,7 +299,7 @@ class Upscaler(_Artist):
       )
     return self.draw(
       feature_converters.PIXELS[pictures],
-      text.encode_batch(texts, self.model.max_text_length),
+      prompts.encode(self.model, self.captions, texts),
       image_rngs(seed, texts, stage),
       progress=progress,
       augmentation=augmentation,
@@ -296,7 +310,7 @@ class Upscaler(_Artist):
   def draw(
     self,
     images_low: np.ndarray,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Mapping[str, np.ndarray],
     rngs: Array,
     *,
     progress: bool = False,
@@ -313,7 +327,7 @@ class Upscaler(_Artist):
     images_low = feature_converters.PIXELS[low]
     return {
       "low": low,
-      "image": self.draw(images_low, batch["text_tokens"], rngs),
+      "image": self.draw(images_low, prompts.of_batch(batch), rngs),
     }
 
 

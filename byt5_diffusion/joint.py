@@ -69,6 +69,14 @@ class JointModel:
     return self.text_to_image.max_text_length
 
   @property
+  def conditioning_mode(self) -> str:
+    return self.text_to_image.conditioning_mode
+
+  @property
+  def semantic_vocab_size(self) -> int | None:
+    return self.text_to_image.semantic_vocab_size
+
+  @property
   def beam_size(self) -> int:
     return self.ocr.beam_size
 

@@ -107,6 +107,7 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "in_channels": _WIDTH,
   "latent_channels": _WIDTH,
   "max_patches": (1, 65_536),
+  "max_semantic_length": (1, 8192),
   "max_text_length": (1, 8192),  # Tracing makes a table of its square.
   "micro_conditioning_features": (0, 65_536),
   "mid_transformer_depth": _DEPTH,
@@ -150,6 +151,7 @@ CLASSES_OF: Mapping[str, tuple[str, ...]] = {
     "byt5_diffusion.ocr.PatchFeatures",
     "byt5_diffusion.ocr.UNetFeatures",
   ),
+  "semantic_encoder": ("byt5_diffusion.byt5.TextEncoder",),
   "text_encoder": ("byt5_diffusion.byt5.TextEncoder",),
   "unet": ("byt5_diffusion.unet.UNet",),
 }

@@ -79,6 +79,12 @@ class TextConditionedModel(denoising.DenoisingModel):
       if length is not None and length < 1:
         raise ValueError(f"{name}={length} must be positive.")
 
+  @property
+  def semantic_vocab_size(self) -> int | None:
+    """Rows of the semantic encoder's embedding, where it has a config."""
+    config = getattr(self.semantic_encoder, "config", None)
+    return getattr(config, "vocab_size", None)
+
   # --- Variables -------------------------------------------------------------
 
   def input_shapes(self, batch_size: int = 1) -> dict[str, tuple[int, ...]]:
@@ -114,7 +120,9 @@ class TextConditionedModel(denoising.DenoisingModel):
       )
     config: Any = self.unet.config
     return text_conditioning.TextConditioner(
-      encoders=tuple(encoders), width=config.cross_attention_dim
+      encoders=tuple(encoders),
+      width=config.cross_attention_dim,
+      pooled_width=config.pooled_text_dim or None,
     )
 
   def get_initial_variables(
@@ -208,7 +216,11 @@ class TextConditionedModel(denoising.DenoisingModel):
     enable_dropout: bool = False,
     dropout_rng: Array | None = None,
   ) -> conditions.Conditioning:
-    """The text of a batch; see DenoisingModel.condition."""
+    """The text of a batch; see DenoisingModel.condition.
+
+    A UNet that is told sizes gets the batch's "micro_conditioning" [B, 6], or
+    without one those of a picture of image_size, neither scaled nor cut.
+    """
     del rngs
     tokens = {
       encoder.tokens: batch[encoder.tokens]
@@ -220,7 +232,7 @@ class TextConditionedModel(denoising.DenoisingModel):
         name: jnp.where(drop[:, None], conditions.null_tokens(ids), ids)
         for name, ids in tokens.items()
       }
-    return self.encode_text(
+    told = self.encode_text(
       params,
       tokens["text_tokens"],
       flax_mutables,
@@ -228,6 +240,14 @@ class TextConditionedModel(denoising.DenoisingModel):
       enable_dropout=enable_dropout,
       dropout_rng=dropout_rng,
     )
+    config: Any = self.unet.config
+    if not config.micro_conditioning_features:
+      return told
+    sizes = batch.get("micro_conditioning")
+    if sizes is None:
+      count = len(batch["text_tokens"])
+      sizes = conditions.micro_conditioning(count, self.image_size)
+    return told._replace(micro_conditioning=sizes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,6 +261,7 @@ class TextToImageModel(TextConditionedModel):
     rngs: Array,
     *,
     semantic_tokens: Array | None = None,
+    micro_conditioning: Array | None = None,
     flax_mutables: PyTree | None = None,
     guidance_scale: float | None = None,
     num_steps: int | None = None,
@@ -248,11 +269,24 @@ class TextToImageModel(TextConditionedModel):
     """Draws images [B, H, W, 3] in [-1, 1] for text_tokens [B, L].
 
     Each image depends on its own caption and key alone, not on its batch.
+
+    Args:
+      params: of this model.
+      text_tokens: what ByT5 reads.
+      rngs: [B], one key per image.
+      semantic_tokens: [B, S], what the second encoder reads, where there is
+        one.
+      micro_conditioning: [B, 6]; see `condition`.
+      flax_mutables: the frozen networks.
+      guidance_scale: 1 is off; None is the model's.
+      num_steps: of the sampler; None is the model's.
     """
     scale = self.guidance_scale if guidance_scale is None else guidance_scale
     batch = {"text_tokens": text_tokens}
     if semantic_tokens is not None:
       batch["semantic_tokens"] = semantic_tokens
+    if micro_conditioning is not None:
+      batch["micro_conditioning"] = micro_conditioning
     null = None
     if scale != 1:
       everyone = jnp.ones(text_tokens.shape[:1], bool)

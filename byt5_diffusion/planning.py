@@ -18,6 +18,7 @@ from byt5_diffusion import (
   contract,
   costs,
   inference,
+  prompts,
   train_state,
   trainer,
 )
@@ -262,10 +263,9 @@ def uses(
   come.
   """
   if isinstance(model, contract.Draws) and "text_tokens" in batch:
-    tokens = batch["text_tokens"]
-    rngs = jax.random.split(jax.random.key(0), tokens.shape[0])
+    rngs = jax.random.split(jax.random.key(0), batch["text_tokens"].shape[0])
     draw = inference.make_sampler(model)
-    yield "draw", draw, (params, frozen, tokens, rngs)
+    yield "draw", draw, (params, frozen, prompts.of_batch(batch), rngs)
   if isinstance(model, contract.Upscales):
 
     @functools.partial(jax.jit, static_argnames="num_steps")
@@ -280,8 +280,8 @@ def uses(
       return model.upscale(
         params,
         low,
-        batch["text_tokens"],
-        rngs,
+        rngs=rngs,
+        **prompts.of_batch(batch),
         flax_mutables=frozen,
         num_steps=num_steps,
       )
@@ -332,12 +332,17 @@ def embeddings(plan: Plan) -> Facts | None:
   encode: Any = getattr(plan.model, "encode_text", None)
   if encode is None or "text_tokens" not in plan.batch:
     return None
-  tokens = plan.batch["text_tokens"]
+  tokens = {
+    name: jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.int32)
+    for name, x in prompts.of_batch(plan.batch).items()
+  }
   found: Any = jax.eval_shape(
-    encode,
+    lambda params, frozen, tokens: encode(
+      params, flax_mutables=frozen, **tokens
+    ),
     plan.variables["params"],
-    jax.ShapeDtypeStruct((1, *tokens.shape[1:]), jnp.int32),
     plan.frozen,
+    tokens,
   )
   _, length, width = found.text_embeddings.shape
   dtype = found.text_embeddings.dtype

@@ -15,7 +15,12 @@ import gin
 
 from byt5_diffusion import config, config_checks, config_program
 
-TINY = ("sizes/tiny.gin", "sizes/reader_tiny.gin", "sizes/vae_tiny.gin")
+TINY = (
+  "sizes/tiny.gin",
+  "sizes/reader_tiny.gin",
+  "sizes/t5_tiny.gin",
+  "sizes/vae_tiny.gin",
+)
 # Where a run would read or write; nothing is there.
 NOWHERE = "unset"
 _FOLDERS = ("_DIR", "_PATH")
@@ -79,6 +84,7 @@ def sized_down(
   """
   tiny = config.read(TINY)
   values = {name: tiny.macro(name) for name in tiny.macros()}
+  del values["T5_VOCAB_SIZE"]  # The recipe's SentencePiece model must fit.
   values |= {"BATCH_SIZE": batch_size, "NUM_STREAMS": 1, "NUM_PARTITIONS": 1}
   known = program.macros()
   if "VAE_CHANNELS" in known:

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any, Self
 
-from byt5_diffusion import config, telemetry, variables
+from byt5_diffusion import config, prompts, telemetry, variables
 
 PyTree = Any
 
@@ -22,6 +22,7 @@ class Trained:
     frozen: the frozen networks, or None.
     step: training step of the weights.
     batch_size: examples at a time; shapes are compiled once for it.
+    captions: how texts become the model's tokens.
   """
 
   model: Any
@@ -29,6 +30,7 @@ class Trained:
   frozen: PyTree = None
   step: int = 0
   batch_size: int = 8
+  captions: prompts.Captions = prompts.BYT5_ONLY
 
   def __post_init__(self) -> None:
     if self.batch_size < 1:
@@ -82,6 +84,7 @@ class Trained:
   ) -> Self:
     """As from_model_dir, for a model that is built already."""
     cls.check(model, model_dir)
+    captions = prompts.load(model, model_dir)
     params, frozen, step = variables.restore(model, model_dir, step, use_ema)
     return cls(
       model=model,
@@ -89,4 +92,5 @@ class Trained:
       frozen=frozen,
       step=step,
       batch_size=batch_size,
+      captions=captions,
     )

@@ -26,6 +26,7 @@ from byt5_diffusion import (
   contract,
   evaluation,
   host_memory,
+  prompts,
   run_lock,
   stop_signals,
   telemetry,
@@ -244,8 +245,7 @@ def train(
 
   # Side work: none of it touches the state.
   writer = telemetry.make_writers(directory, first_step=first_step)
-  if jax.process_index() == 0:
-    writer.write_texts(first_step, {"config": config.write_configs(directory)})
+  _write_record(model, batches, directory, writer, first_step)
   validate = evaluation.make_validation(
     model,
     validation_data if eval_period else None,
@@ -366,6 +366,20 @@ def _open_data(
   shapes = variables.global_shapes(next(batches), batch_size)
   batches.set_state(start)
   return batches, shapes
+
+
+def _write_record(
+  model: contract.Model,
+  batches: Any,
+  directory: pathlib.Path,
+  writer: Any,
+  first_step: int,
+) -> None:
+  """What a run's folder must have to be used: tokens and configuration."""
+  captions = prompts.of_data(model, batches)
+  if jax.process_index() == 0:
+    prompts.save(captions, directory)
+    writer.write_texts(first_step, {"config": config.write_configs(directory)})
 
 
 def _next(batches: Any, step: int) -> Any:

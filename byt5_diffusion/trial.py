@@ -129,6 +129,9 @@ def synthetic(
   for name, shape in model.input_shapes(batch_size).items():
     if name == "text_tokens":
       batch[name] = text.encode_batch([_SAYS] * batch_size, shape[1])
+    elif name == "semantic_tokens":  # An empty caption is one in any language.
+      batch[name] = np.zeros(shape, np.int32)
+      batch[name][:, 0] = text.EOS_ID
     elif name == "example_id":
       batch[name] = rng.integers(0, 2**32, shape, np.uint32)
     elif name == "patches":

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import toy_pieces
 from PIL import Image
 
 from byt5_diffusion import checkpoints, config, recipes, stored_trees
@@ -349,6 +350,12 @@ def test_every_recipe_takes_a_step(
       name = name.replace("@64x64", "@64x16")
       values |= {"MAX_PATCHES": 64, "PATCH_SIZE": 16}
     values["MIXTURE_OR_TASK_NAME"] = name
+  if "quoted" in recipe:
+    spiece = toy_pieces.write(tmp_path / "spiece.model")
+    name = config.read([recipe]).macro("MIXTURE_OR_TASK_NAME")
+    values["MIXTURE_OR_TASK_NAME"] = name.replace(
+      "=spiece.", f"={spiece.parent}/spiece."
+    )
   if "finetune" in recipe:
     values = SMALL | {
       "BATCH_SIZE": 2,

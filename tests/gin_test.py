@@ -9,6 +9,7 @@ import gin
 import jax
 import numpy as np
 import pytest
+import toy_pieces
 from PIL import Image
 
 from byt5_diffusion import (
@@ -216,6 +217,9 @@ def test_lengths_are_those_of_the_features(name):
     assert lengths["patches"] == program.macro("MAX_PATCHES")
   else:
     assert lengths["image"] == program.macro("IMAGE_SIZE")[0]
+  if name.endswith("_semantic.gin"):
+    assert features is feature_converters.SEMANTIC_FEATURES
+    assert lengths["semantic_tokens"] == program.macro("MAX_SEMANTIC_LENGTH")
   assert lengths["text_tokens"] == program.macro("MAX_TEXT_LENGTH")
   limit = program.macro("MAX_TEXT_LENGTH") - 1
   for caption in program.macro("SAMPLE_TEXTS"):
@@ -233,7 +237,10 @@ def test_tasks_are_registered_and_give_what_the_lengths_say(name, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a")
     task_name = task_name.replace(":pictures@", f":{tmp_path}@")
-    task_name = module.register(task_name)
+  if name.endswith("_semantic.gin"):
+    spiece = toy_pieces.write(tmp_path / "spiece.model")
+    task_name = task_name.replace("=spiece.model", f"={spiece}")
+  task_name = getattr(module, "register", str)(task_name)
   task = seqio.get_mixture_or_task(task_name)
   lengths = program.macro("TASK_FEATURE_LENGTHS")
   assert set(task.output_features) == set(lengths)

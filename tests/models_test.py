@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import linen as nn
+from flax.linen import partitioning as nn_partitioning
 
 from byt5_diffusion import (
   conditions,
@@ -15,6 +17,7 @@ from byt5_diffusion import (
   guidance,
   models,
   samplers,
+  text_conditioning,
 )
 
 
@@ -186,3 +189,236 @@ def test_frozen_weights_must_be_given() -> None:
 def test_what_cannot_be_sampled_is_refused_at_once(changes):
   with pytest.raises(ValueError, match=next(iter(changes))):
     tiny.make_model(**changes)
+
+
+# --- Two encoders ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two() -> tuple[models.TextToImageModel, Any]:
+  model = tiny.make_two_encoder_model()
+  return model, tiny.make_variables(model)
+
+
+def batch_of(model: Any, count: int = 2) -> dict[str, jax.Array]:
+  batch = tiny.make_batch_for(model, count)
+  return {name: jnp.asarray(x) for name, x in batch.items()}
+
+
+def test_the_modes_are_those_of_the_data() -> None:
+  from byt5_diffusion.data import captions
+
+  assert text_conditioning.MODES == captions.MODES
+
+
+def test_two_encoders_are_one_text_to_the_unet(two: Any) -> None:
+  """Lengths and masks add up; each part is its own encoder's."""
+  model, variables = two
+  batch = batch_of(model)
+  told = model.condition(variables["params"], batch, variables)
+  length = tiny.LENGTH + tiny.SEMANTIC_LENGTH
+  assert told.text_embeddings.shape == (2, length, 16)
+  used = [*(batch["text_tokens"] > 0).T, *(batch["semantic_tokens"] > 0).T]
+  assert jnp.array_equal(told.text_mask, jnp.stack(used, axis=1))
+  alone = tiny.make_model().encode_text(
+    variables["params"], batch["text_tokens"]
+  )
+  bytes_part = told.text_embeddings[:, : tiny.LENGTH]
+  np.testing.assert_allclose(bytes_part, alone.text_embeddings, atol=1e-6)
+  raw = model.semantic_encoder.apply(
+    {"params": variables["frozen"]["semantic_encoder"]},
+    batch["semantic_tokens"],
+  )
+  kernel = variables["params"]["text_projection"]["semantic_encoder"]["kernel"]
+  np.testing.assert_allclose(
+    told.text_embeddings[:, tiny.LENGTH :], raw @ kernel, atol=1e-5
+  )
+
+
+def test_only_a_width_that_differs_is_projected(two: Any) -> None:
+  _, variables = two
+  assert set(variables["params"]["text_projection"]) == {"semantic_encoder"}
+  equal = tiny.make_two_encoder_model(
+    semantic_encoder=tiny.make_model().text_encoder
+  )
+  shapes = jax.eval_shape(
+    lambda: equal.get_initial_variables(
+      jax.random.key(0), equal.input_shapes(2)
+    )
+  )
+  assert set(shapes["params"]) == {"text_encoder", "unet"}
+
+
+def test_both_encoders_are_dropped_together(two: Any) -> None:
+  model, variables = two
+  batch = batch_of(model)
+  drop = jnp.asarray([True, False])
+  mixed = model.condition(variables["params"], batch, variables, drop=drop)
+  null = {
+    name: conditions.null_tokens(x) if "tokens" in name else x
+    for name, x in batch.items()
+  }
+  empty = model.condition(variables["params"], null, variables)
+  full = model.condition(variables["params"], batch, variables)
+  for name in ("text_embeddings", "text_mask"):
+    found = getattr(mixed, name)
+    assert jnp.array_equal(found[0], getattr(empty, name)[0])
+    assert jnp.array_equal(found[1], getattr(full, name)[1])
+  # The null condition is one [eos] each.
+  assert int(empty.text_mask[0].sum()) == 2
+
+
+def test_both_texts_are_drawn_from(two: Any) -> None:
+  model, variables = two
+  batch = batch_of(model)
+
+  @jax.jit
+  def draw(bytes_: jax.Array, pieces: jax.Array) -> jax.Array:
+    return model.sample(
+      variables["params"],
+      bytes_,
+      keys(2),
+      semantic_tokens=pieces,
+      flax_mutables=variables,
+      guidance_scale=2.0,
+      num_steps=2,
+    )
+
+  tokens = batch["text_tokens"], batch["semantic_tokens"]
+  first = draw(*tokens)
+  assert float(jnp.abs(first - draw(tokens[0][::-1], tokens[1])).max()) > 1e-4
+  assert float(jnp.abs(first - draw(tokens[0], tokens[1][::-1])).max()) > 1e-4
+  with pytest.raises(ValueError, match="semantic_tokens"):
+    model.sample(
+      variables["params"], tokens[0], keys(2), flax_mutables=variables
+    )
+
+
+def test_the_projection_learns_and_the_frozen_encoder_does_not(
+  two: Any,
+) -> None:
+  model, variables = two
+  grad = jax.jit(jax.grad(model.loss_fn, has_aux=True))
+  gradients, _ = grad(
+    variables["params"],
+    batch_of(model, 8),
+    jax.random.key(0),
+    {"frozen": variables["frozen"]},
+  )
+  kernel = gradients["text_projection"]["semantic_encoder"]["kernel"]
+  assert float(jnp.abs(kernel).max()) > 0
+  assert "semantic_encoder" not in gradients
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"conditioning_mode": "both"}, "byt5_only, quoted, concat"),
+    ({"conditioning_mode": "quoted"}, "needs semantic_encoder"),
+    ({"max_semantic_length": 4}, "takes no max_semantic_length"),
+  ],
+)
+def test_a_mode_has_its_encoders(changes: dict[str, Any], message: str) -> None:
+  with pytest.raises(ValueError, match=message):
+    tiny.make_model(**changes)
+
+
+# --- The whole text, and sizes -----------------------------------------------
+
+
+def test_pooled_text_is_the_mean_under_the_mask() -> None:
+  embeddings = jnp.arange(12.0).reshape(2, 3, 2)
+  mask = jnp.asarray([[True, True, False], [False, False, False]])
+  pooled = conditions.pooled_text(embeddings, mask)
+  np.testing.assert_allclose(pooled, [[1.0, 2.0], [0.0, 0.0]])
+
+
+def test_a_unet_that_asks_is_told_the_whole_text_and_sizes() -> None:
+  """SDXL's two: the last encoder's mean, projected, and the six numbers."""
+  net = tiny.make_unet(
+    text_pooling="given", pooled_text_dim=7, micro_conditioning_features=4
+  )
+  model = tiny.make_two_encoder_model(unet=net)
+  variables = tiny.make_variables(model)
+  batch = batch_of(model)
+  told = model.condition(variables["params"], batch, variables)
+  raw = model.semantic_encoder.apply(
+    {"params": variables["frozen"]["semantic_encoder"]},
+    batch["semantic_tokens"],
+  )
+  mean = conditions.pooled_text(raw, batch["semantic_tokens"] > 0)
+  kernel = variables["params"]["text_projection"]["pooled"]["kernel"]
+  np.testing.assert_allclose(told.pooled_text, mean @ kernel, atol=1e-5)
+  whole = [tiny.HEIGHT, tiny.WIDTH, 0, 0, tiny.HEIGHT, tiny.WIDTH]
+  assert told.micro_conditioning.tolist() == [whole, whole]
+  sizes = jnp.asarray([[32, 32, 4, 0, 8, 16], whole], jnp.float32)
+  given = batch | {"micro_conditioning": sizes}
+  told = model.condition(variables["params"], given, variables)
+  assert jnp.array_equal(told.micro_conditioning, sizes)
+  loss = jax.jit(lambda b: model.eval_fn(variables["params"], b, variables)[0])
+  assert np.isfinite(loss(batch)) and loss(batch) != loss(given)
+
+
+# --- Self-conditioning -------------------------------------------------------
+
+
+class Echo(nn.Module):
+  """Answers x0 = its estimate + 1: counts how often it was asked."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array, time: Any, **_: Any) -> jax.Array:
+    scale = nn_partitioning.param_with_axes(
+      "scale", nn.initializers.ones, (), jnp.float32, axes=()
+    )
+    assert x.shape[-1] == self.config.in_channels
+    return scale * x[..., 3:] + 1.0
+
+
+def test_sampling_hands_the_last_estimate_on() -> None:
+  """One more at each step, from zero; guided and thresholded on the way."""
+  echo = Echo(tiny.make_unet(6).config)
+  model = tiny.make_model(
+    unet=echo,
+    self_conditioning=True,
+    prediction_type="x0",
+    denoise_decorator=lambda fn: (
+      lambda *a: jax.tree.map(lambda x: x / 8, fn(*a))
+    ),
+  )
+  params = tiny.make_variables(model)["params"]
+  tokens = jnp.asarray(tiny.make_batch(2)["text_tokens"])
+  for scale in (1.0, 3.0):
+    images = jax.jit(
+      lambda scale=scale: model.sample(
+        params, tokens, keys(2), guidance_scale=scale, num_steps=3
+      )
+    )()
+    # ((0 + 1) / 8 + 1) / 8 + 1) / 8, guidance of equals being none.
+    np.testing.assert_allclose(images, 1 / 8 + 1 / 64 + 1 / 512, atol=1e-6)
+
+
+def test_training_tells_half_of_the_examples_an_estimate() -> None:
+  """Echo's loss is mean (x0 - 1)^2 without one, mean (x0 - 2)^2 with one."""
+  echo = Echo(tiny.make_unet(6).config)
+  model = tiny.make_model(
+    1, unet=echo, self_conditioning=True, prediction_type="x0"
+  )
+  params = tiny.make_variables(model)["params"]
+  batch = batch_of(model, 64) | {
+    "images": jnp.zeros((64, tiny.HEIGHT, tiny.WIDTH, 3))
+  }
+  losses = jax.jit(
+    lambda b: model._training_losses(params, b, jax.random.key(0), None)
+  )(batch)
+  with_estimate = np.isclose(losses, 4.0)
+  assert np.all(with_estimate | np.isclose(losses, 1.0))
+  assert 16 < with_estimate.sum() < 48
+  # Evaluation sees what sampling sees: an estimate.
+  np.testing.assert_allclose(model.eval_losses(params, batch), 4.0)
+  # No gradient goes through the estimate: d/ds (s s0 + 1)^2, not of (s s + 1).
+  gradient = jax.grad(
+    lambda p: model.eval_losses(p, batch).mean(), allow_int=True
+  )(params)
+  np.testing.assert_allclose(gradient["unet"]["scale"], 2 * 2 * 1, rtol=1e-6)

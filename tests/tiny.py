@@ -21,7 +21,7 @@ from byt5_diffusion import (
   unet,
 )
 
-HEIGHT, WIDTH, LENGTH = 8, 16, 6
+HEIGHT, WIDTH, LENGTH, SEMANTIC_LENGTH = 8, 16, 6, 5
 
 
 def make_model(
@@ -38,18 +38,7 @@ def make_model(
         num_encoder_layers=1,
       )
     ),
-    "unet": unet.UNet(
-      unet.UNetConfig(
-        channels=(8,),
-        num_res_blocks=1,
-        transformer_depth=(1,),
-        num_heads=(2,),
-        cross_attention_dim=16,
-        patch_size=2,
-        norm_groups=4,
-        zero_init_outputs=False,
-      )
-    ),
+    "unet": make_unet(),
     "codec": autoencoder.PixelCodec(),
     "schedule": diffusion.cosine_schedule(),
     "image_size": (HEIGHT, WIDTH),
@@ -60,6 +49,44 @@ def make_model(
     "optimizer_def": optimizers.adamw(),
   }
   return models.TextToImageModel(**(arguments | overrides))
+
+
+def make_unet(in_channels: int = 3, **overrides: Any) -> unet.UNet:
+  """One level, one block, cross-attention to texts of width 16."""
+  arguments = {
+    "in_channels": in_channels,
+    "channels": (8,),
+    "num_res_blocks": 1,
+    "transformer_depth": (1,),
+    "num_heads": (2,),
+    "cross_attention_dim": 16,
+    "patch_size": 2,
+    "norm_groups": 4,
+    "zero_init_outputs": False,
+  }
+  return unet.UNet(unet.UNetConfig(**(arguments | overrides)))
+
+
+def make_two_encoder_model(
+  batch_size: int = 8, **overrides: Any
+) -> models.TextToImageModel:
+  """As make_model, with a frozen semantic encoder of another width."""
+  arguments = {
+    "conditioning_mode": "concat",
+    "semantic_encoder": byt5.TextEncoder(
+      byt5.Byt5Config(
+        vocab_size=40,
+        embed_dim=12,
+        num_heads=2,
+        head_dim=6,
+        mlp_dim=16,
+        num_encoder_layers=1,
+      )
+    ),
+    "max_semantic_length": SEMANTIC_LENGTH,
+    "freeze_semantic_encoder": True,
+  }
+  return make_model(batch_size, **(arguments | overrides))
 
 
 def make_super_resolution_model(
@@ -132,9 +159,19 @@ def make_batch(batch_size: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
   }
 
 
+def make_batch_for(model: Any, batch_size: int = 8) -> dict[str, np.ndarray]:
+  """make_batch() with tokens for a second encoder, where the model has one."""
+  batch = make_batch(batch_size)
+  if "semantic_tokens" in model.input_shapes():
+    tokens = batch["text_tokens"][:, :SEMANTIC_LENGTH] % 37 + 3
+    tokens[np.arange(batch_size), np.arange(batch_size) % SEMANTIC_LENGTH] = 1
+    batch["semantic_tokens"] = tokens
+  return batch
+
+
 def make_variables(model: Any) -> dict[str, Any]:
-  """Initial variables for make_batch()'s shapes."""
-  shapes = {name: x.shape for name, x in make_batch().items()}
+  """Initial variables for make_batch_for()'s shapes."""
+  shapes = {name: x.shape for name, x in make_batch_for(model).items()}
   return jax.jit(lambda rng: model.get_initial_variables(rng, shapes))(
     jax.random.key(0)
   )
