@@ -18,6 +18,7 @@ import numpy as np
 from byt5_diffusion import byt5, stored_trees
 from byt5_diffusion.conversion import (
   autoencoder_names,
+  clip_names,
   names,
   t5_names,
   unet_names,
@@ -74,6 +75,19 @@ FAMILIES: dict[str, Family] = {
     ("t5", "mt5", "T5EncoderModel", "T5ForConditionalGeneration"),
     "transformers",
     "text_encoder",
+  ),
+  "clip_image": Family(
+    "clip_image",
+    "image_encoder",
+    clip_names,
+    (
+      "clip",
+      "clip_vision_model",
+      "CLIPModel",
+      "CLIPVisionModelWithProjection",
+    ),
+    "transformers",
+    "image_encoder",
   ),
 }
 

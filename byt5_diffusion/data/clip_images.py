@@ -38,4 +38,5 @@ def preprocess(image: np.ndarray, size: int = 224) -> np.ndarray:
   top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
   pixels = pixels[top : top + size, left : left + size]
   values = pixels.astype(np.float32) / 255
-  return (values - np.float32(MEAN)) / np.float32(STD)
+  mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+  return (values - mean) / std
