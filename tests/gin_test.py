@@ -347,6 +347,34 @@ def test_a_latent_model_gin_builds_the_same(tmp_path):
   assert jax.tree.structure(variables(ours)) == jax.tree.structure(theirs)
 
 
+def test_the_steps_of_imported_networks_are_a_recipe_s(tmp_path):
+  """What docs/networks.md says of samplers, through model.gin and back."""
+  recipe = tmp_path / "mine.gin"
+  recipe.write_text(
+    """
+from __gin__ import dynamic_registration
+from byt5_diffusion import models
+from byt5_diffusion import sampling_steps
+from byt5_diffusion import unipc
+include "experiments/tiny.gin"
+include "schedules/scaled_linear_noise.gin"
+models.TextToImageModel.sampler = @unipc.unipc()
+models.TextToImageModel.steps = @sampling_steps.discrete_steps()
+sampling_steps.discrete_steps:
+  spacing = "leading"
+  scheduler = "multistep"
+  offset = 1
+"""
+  )
+  config.parse([str(recipe)], outputs("experiments/tiny.gin"), run_mode="train")
+  config.write_configs(tmp_path)
+  gin.clear_config()
+  model = config.load_model_gin(tmp_path)
+  levels = np.asarray(model.steps(model.schedule, 4))
+  timesteps = 1000 * np.asarray(model.schedule.timesteps(levels)) - 1
+  np.testing.assert_allclose(timesteps[:-1], [801, 601, 401, 201], atol=1e-2)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_record_of_a_run_runs_again(name, tmp_path, monkeypatch):
   program = config.parse([name], outputs(name), run_mode="train")
