@@ -5,6 +5,8 @@ the memory of the largest. The output appears under its name when it is whole,
 with a manifest (manifest.py), and never replaces anything.
 """
 
+import contextlib
+import ctypes
 import os
 import pathlib
 import shutil
@@ -33,6 +35,7 @@ Network = families.Network
 Source = stored_trees.Source
 
 _TREES = ("ours", "t5x")
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h.
 
 
 class Plan(NamedTuple):
@@ -267,6 +270,7 @@ def execute(
       f"{path.parent} has {free >> 20} MiB left, and up to {total >> 20} MiB"
       " are written."
     )
+  _return_large_blocks()
   with tensor_files.whole(path) as temporary:
     with _bar("writing", total, progress) as bar:
       sha256 = _write(done, temporary, bar.update)
@@ -277,6 +281,16 @@ def execute(
       return beside
     manifest.write(temporary / manifest.FILE, content)
   return path / manifest.FILE
+
+
+def _return_large_blocks() -> None:
+  """Has glibc's malloc give large blocks back as soon as they are freed.
+
+  It raises its threshold to the sizes that it meets, and then keeps several
+  arrays' worth of holes. Elsewhere there is no such function.
+  """
+  with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
 
 
 def check_output(path: pathlib.Path, to: str) -> None:

@@ -187,19 +187,19 @@ def write(
       array = read(name)
       if array.shape != tuple(leaf.shape) or array.dtype != leaf.dtype:
         raise AssertionError(f"{name} is not what was announced.")
-      write_array(file, array)
+      in_pieces(array, file.write)
+      del array  # Before the next is read.
 
 
-def write_array(file: Any, array: np.ndarray) -> None:
-  """Its bytes in C order, without a copy of the whole."""
+def in_pieces(array: np.ndarray, take: Callable[[Any], Any]) -> None:
+  """Hands over an array's bytes in C order, without a copy of the whole."""
   if array.ndim > 1 and not array.flags.c_contiguous:
     rows = max(1, 2**24 // max(1, array[:1].nbytes))
     for i in range(0, len(array), rows):
-      write_array(file, np.ascontiguousarray(array[i : i + rows]))
+      in_pieces(np.ascontiguousarray(array[i : i + rows]), take)
     return
-  array = np.ascontiguousarray(array)
   if array.size:
-    file.write(array.reshape(-1).view(np.uint8).data)
+    take(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def write_sharded(

@@ -14,13 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from orbax.checkpoint import type_handlers
 
 from byt5_diffusion import stored_trees
+from byt5_diffusion.conversion import safetensors_files
 
-# Of one array's chunk and of a file of several: both are built in memory.
-_CHUNK_BYTES = 32 * 2**20
-_DATA_FILE_BYTES = 64 * 2**20
+# Of one array's chunk, and of a file of several. TensorStore builds both in
+# memory, and a chunk's compressed form besides.
+_CHUNK_BYTES = 8 * 2**20
+_DATA_FILE_BYTES = 16 * 2**20
 
 
 class _Announced:
@@ -53,8 +56,7 @@ class _OneByOne(type_handlers.NumpyHandler):
     args = args or [type_handlers.SaveArgs()] * len(values)
     for i in sorted(range(len(values)), key=lambda i: values[i].name):
       name = values[i].name
-      array = np.ascontiguousarray(self._source.read([name])[name])
-      array = array.reshape(values[i].shape)
+      array = self._source.read([name])[name]
       self._add(name, array)
       writes = await super().serialize([array], [infos[i]], [args[i]])
       for write in writes:
@@ -66,7 +68,26 @@ class _OneByOne(type_handlers.NumpyHandler):
   def _add(self, name: str, array: np.ndarray) -> None:
     header = f"{name}\0{array.dtype.name}\0{array.shape}\0"
     self.digest.update(header.encode())
-    self.digest.update(array.reshape(-1).view(np.uint8).data)
+    safetensors_files.in_pieces(array, self.digest.update)
+
+  async def _open_and_write(
+    self, value: Any, tspec: Any, ts_context: Any
+  ) -> Any:
+    """Chunk by chunk: given all, TensorStore compresses all before it writes.
+
+    An orbax that does not call this writes the same in more memory.
+    """
+    store = await tensorstore.open(
+      tensorstore.Spec(tspec), create=True, open=True, context=ts_context
+    )
+    chunk = store.chunk_layout.write_chunk.shape or value.shape
+    counts = [-(-size // n) for size, n in zip(value.shape, chunk, strict=True)]
+    for place in np.ndindex(*counts):
+      where = tuple(
+        slice(i * n, min((i + 1) * n, size))
+        for i, n, size in zip(place, chunk, value.shape, strict=True)
+      )
+      await store[where].write(np.ascontiguousarray(value[where]))
 
 
 def write(
