@@ -199,8 +199,7 @@ def train(
     merge=state_lib.merge,
   )
 
-  batches, shapes = _open_data(train_data, batch_size, partitioning)
-  evaluation.check_batch(model, shapes)
+  batches, shapes = _open_data(model, train_data, batch_size, partitioning)
 
   # State: restored where there is something to restore.
   init_rng, train_rng = jax.random.split(jax.random.key(random_seed))
@@ -245,7 +244,9 @@ def train(
 
   # Side work: none of it touches the state.
   writer = telemetry.make_writers(directory, first_step=first_step)
-  _write_record(model, batches, directory, writer, first_step)
+  if jax.process_index() == 0:
+    prompts.save(prompts.of_data(model, batches), directory)
+    writer.write_texts(first_step, {"config": config.write_configs(directory)})
   validate = evaluation.make_validation(
     model,
     validation_data if eval_period else None,
@@ -352,11 +353,12 @@ def check_batch_size(
 
 
 def _open_data(
+  model: contract.Model,
   train_data: Callable[..., Any],
   batch_size: int,
   partitioning: partitioning_lib.Partitioning,
 ) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
-  """This host's batches, and the shapes of the global ones."""
+  """This host's batches, which fit the model, and the global ones' shapes."""
   host_index, host_count = partitioning.host_layout()
   batches = train_data(
     batch_size=batch_size, host_index=host_index, host_count=host_count
@@ -365,21 +367,9 @@ def _open_data(
   start = batches.get_state()
   shapes = variables.global_shapes(next(batches), batch_size)
   batches.set_state(start)
+  evaluation.check_batch(model, shapes)
+  prompts.of_data(model, batches)
   return batches, shapes
-
-
-def _write_record(
-  model: contract.Model,
-  batches: Any,
-  directory: pathlib.Path,
-  writer: Any,
-  first_step: int,
-) -> None:
-  """What a run's folder must have to be used: tokens and configuration."""
-  captions = prompts.of_data(model, batches)
-  if jax.process_index() == 0:
-    prompts.save(captions, directory)
-    writer.write_texts(first_step, {"config": config.write_configs(directory)})
 
 
 def _next(batches: Any, step: int) -> Any:
