@@ -104,8 +104,8 @@ def inspect(
   arguments = recipes.arguments("train")
   say(f"reading {num_batches} batches of {recipe}, split {split} ...")
   before = batch_view.ledgers_now()
-  batches = _read(arguments, split, num_batches)
-  rows = batch_view.rows(batches)
+  batches, captions = _read(arguments, split, num_batches)
+  rows = batch_view.rows(batches, captions and captions.semantic)
   tokens = batches[0].get("text_tokens")
   facts = batch_view.survey(rows, None if tokens is None else tokens.shape[1])
   facts["rejected"] = batch_view.rejected_since(before)
@@ -120,8 +120,11 @@ def inspect(
 
 def _read(
   arguments: Mapping[str, Any], split: str, num_batches: int
-) -> list[dict[str, np.ndarray]]:
-  """Batches of the recipe's size; of half of it where the split is smaller."""
+) -> tuple[list[dict[str, np.ndarray]], Any]:
+  """Batches of the recipe's size, and how their captions became tokens.
+
+  Of half the size where the split is smaller.
+  """
   data, overrides = arguments["train_data"], {}
   if split == "validation" and arguments.get("validation_data") is not None:
     data = arguments["validation_data"]
@@ -132,7 +135,8 @@ def _read(
     try:
       opened = recipes.open_data(data, size, **overrides)
       try:
-        return batch_view.take(opened, num_batches * size)
+        captions = getattr(opened, "captions", None)
+        return batch_view.take(opened, num_batches * size), captions
       finally:
         recipes.close(opened)
     except pipeline.EmptySplit:
@@ -236,10 +240,20 @@ def _figure(row: batch_view.Row) -> str:
   lang = f" lang='{code}'" if code else ""
   return (
     f"<figure>{_image(row)}<div class='text' dir='auto'{lang} title='{ids}'>"
-    f"{caption}</div><div class='facts'>{html.escape(described(row))}</div>"
+    f"{caption}</div>{_semantic(row)}"
+    f"<div class='facts'>{html.escape(described(row))}</div>"
     f"<details><summary>ids</summary><div class='ids'>{ids}</div></details>"
     "</figure>"
   )
+
+
+def _semantic(row: batch_view.Row) -> str:
+  """What the second encoder reads, where there is one."""
+  if "semantic_tokens" not in row.arrays:
+    return ""
+  ids = " ".join(map(str, row.semantic_tokens))
+  said = html.escape(row.semantic_text) or ids
+  return f"<div class='facts' dir='auto' title='{ids}'>semantic: {said}</div>"
 
 
 def described(row: batch_view.Row) -> str:
@@ -248,6 +262,9 @@ def described(row: batch_view.Row) -> str:
   if "text_tokens" in row.arrays:
     used = int(np.sum(row.arrays["text_tokens"] > 0))
     parts.append(f"text mask {used} of {len(row.arrays['text_tokens'])}")
+  if "semantic_tokens" in row.arrays:
+    length = len(row.arrays["semantic_tokens"])
+    parts.append(f"semantic mask {len(row.semantic_tokens)} of {length}")
   if "patches" in row.arrays:
     used = int(np.sum(row.arrays["patches"][:, 0] > 0))
     parts.append(f"patches {used} of {len(row.arrays['patches'])}")
@@ -312,6 +329,14 @@ def to_json(view: View) -> Facts:
         "example_id": row.example_id,
         "text": row.text,
         "text_tokens": row.tokens.tolist(),
+        **(
+          {
+            "semantic_text": row.semantic_text,
+            "semantic_tokens": row.semantic_tokens.tolist(),
+          }
+          if "semantic_tokens" in row.arrays
+          else {}
+        ),
         "bytes": row.num_bytes,
         "script": row.script,
         "size": row.size,

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import records, rejections, text, words
+from byt5_diffusion.data import pieces, records, rejections, text, words
 
 Batch = Mapping[str, np.ndarray]
 FEATURES = {
   feature.batch_name: feature
   for feature in (
-    *feature_converters.FEATURES,
+    *feature_converters.SEMANTIC_FEATURES,
     *feature_converters.READING_FEATURES,
   )
 }
@@ -35,18 +35,30 @@ class Row:
   Attributes:
     batch, index: place: batch number and row in it, from 0.
     arrays: {batch key: the example's part of it}.
+    semantic: what semantic_tokens are of, where it is known.
   """
 
   batch: int
   index: int
   arrays: Mapping[str, np.ndarray]
+  semantic: pieces.Pieces | None = None
 
   @property
   def tokens(self) -> np.ndarray:
     """text_tokens without the padding at the end; [] without such a key."""
-    tokens = self.arrays.get("text_tokens", np.zeros(0, np.int32))
-    used = np.flatnonzero(tokens)
-    return tokens[: used[-1] + 1 if used.size else 0]
+    return _unpadded(self.arrays.get("text_tokens", _NO_TOKENS))
+
+  @property
+  def semantic_tokens(self) -> np.ndarray:
+    """As tokens, of the semantic encoder."""
+    return _unpadded(self.arrays.get("semantic_tokens", _NO_TOKENS))
+
+  @property
+  def semantic_text(self) -> str:
+    """What the semantic encoder reads, as its model spells it; or ""."""
+    if self.semantic is None:
+      return ""
+    return self.semantic.decode(self.semantic_tokens)
 
   @property
   def text(self) -> str:
@@ -90,14 +102,26 @@ class Row:
     return ""
 
 
-def rows(batches: Iterable[Batch]) -> list[Row]:
-  """Every example of the batches, in order."""
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
+def _unpadded(tokens: np.ndarray) -> np.ndarray:
+  used = np.flatnonzero(tokens)
+  return tokens[: used[-1] + 1 if used.size else 0]
+
+
+def rows(
+  batches: Iterable[Batch], semantic: pieces.Pieces | None = None
+) -> list[Row]:
+  """Every example of the batches, in order; semantic as of Row."""
   found = []
   for number, batch in enumerate(batches):
     arrays = {name: np.asarray(value) for name, value in batch.items()}
     for index in range(len(next(iter(arrays.values())))):
       parts = {name: value[index] for name, value in arrays.items()}
-      found.append(Row(batch=number, index=index, arrays=parts))
+      found.append(
+        Row(batch=number, index=index, arrays=parts, semantic=semantic)
+      )
   return found
 
 
@@ -263,8 +287,8 @@ def _task_features(row: Row) -> dict[str, np.ndarray]:
       used = value[value[:, 0] > 0]
       pixels = feature_converters.to_pixels(used[:, 2:])
       value = np.concatenate([used[:, :2], pixels], axis=1).astype(np.int16)
-    elif name == "text_tokens":
-      value = row.tokens
+    elif feature is not None and feature.padded:
+      value = _unpadded(value)
     stored[name] = value
   return stored
 

@@ -34,7 +34,7 @@ class Pieces:
     name: of the file, in messages.
   """
 
-  content: bytes
+  content: bytes = dataclasses.field(repr=False)
   name: str
 
   def __eq__(self, other: object) -> bool:
@@ -76,7 +76,10 @@ class Pieces:
     ends = np.flatnonzero(ids == text.EOS_ID)
     ids = ids[: ends[0]] if ends.size else ids
     known = [int(i) for i in ids if text.PAD_ID < i < self.size]
-    return self._processor.decode(known)
+    try:
+      return self._processor.decode(known)
+    except UnicodeDecodeError:  # Pieces that are no text: a damaged model.
+      return text.to_text(b"\xff")
 
 
 def read(path: str | os.PathLike[str]) -> Pieces:
