@@ -26,7 +26,8 @@ from byt5_diffusion.conversion import names, tensor_files
 ConversionError = names.ConversionError
 Place = tensor_files.Place
 
-MAX_PICKLE_BYTES = 16 * 2**20
+# That of a model of 10,000 arrays has 2 MB.
+MAX_PICKLE_BYTES = 4 * 2**20
 MAX_MEMBERS = 200_000
 _STORAGES = {
   "torch FloatStorage": "float32",
