@@ -398,3 +398,35 @@ def test_wrong_shapes_are_refused():
 def test_arguments_that_make_no_sense_are_refused(make):
   with pytest.raises(ValueError, match="must"):
     make()
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm_solver_pp_2m", "ddpm"])
+def test_an_estimate_is_handed_from_step_to_step(name):
+  """x0 of a denoiser that answers its estimate + 1: the number of steps.
+
+  Whatever else a step evaluates is told the step's own first estimate.
+  """
+  noise = jnp.zeros((2, 3))
+  levels = samplers.log_snr_steps(COSINE, 4)
+  rngs = jax.random.split(jax.random.key(0), 2)
+
+  def denoise_fn_of(estimate):
+    return lambda x, log_snr: samplers.Denoised(estimate + 1.0)
+
+  x0 = jax.jit(
+    lambda: samplers.sample_with_estimates(
+      denoise_fn_of, SAMPLERS[name], noise, levels, rngs
+    )
+  )()
+  # The last step goes to the clean level, where every sampler answers x0.
+  np.testing.assert_allclose(x0, 4.0, rtol=1e-5)
+
+
+def test_estimates_change_nothing_for_a_network_that_ignores_them():
+  noise = jax.random.normal(jax.random.key(1), (2, 3))
+  levels = samplers.log_snr_steps(COSINE, 4)
+  plain = samplers.sample(gaussian, SAMPLERS["heun"], noise, levels)
+  told = samplers.sample_with_estimates(
+    lambda estimate: gaussian, SAMPLERS["heun"], noise, levels
+  )
+  np.testing.assert_array_equal(plain, told)
