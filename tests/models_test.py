@@ -15,7 +15,9 @@ from byt5_diffusion import (
   contract,
   diffusion,
   guidance,
+  joint,
   models,
+  ocr,
   samplers,
   text_conditioning,
 )
@@ -422,3 +424,49 @@ def test_training_tells_half_of_the_examples_an_estimate() -> None:
     lambda p: model.eval_losses(p, batch).mean(), allow_int=True
   )(params)
   np.testing.assert_allclose(gradient["unet"]["scale"], 2 * 2 * 1, rtol=1e-6)
+
+
+# --- Whoever else asks the model ---------------------------------------------
+
+
+@pytest.mark.slow
+def test_features_and_joint_models_take_two_encoders() -> None:
+  """By their shapes: UNetFeatures ask with an empty caption of one token."""
+  drawing = tiny.make_two_encoder_model(
+    conditioning_mode="quoted", self_conditioning=True, unet=tiny.make_unet(6)
+  )
+  reading = tiny.make_ocr_model(
+    features=ocr.UNetFeatures(
+      model=drawing,
+      encoder=tiny.make_patch_encoder(patch_size=1, channels=8),
+      block="mid_block",
+    )
+  )
+  model = joint.JointModel(text_to_image=drawing, ocr=reading)
+  assert model.conditioning_mode == "quoted"
+  assert model.semantic_vocab_size == 40
+  shapes = model.input_shapes(2)
+  assert shapes["semantic_tokens"] == (2, tiny.SEMANTIC_LENGTH)
+  variables = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes)
+  )
+  batch = batch_of(drawing)
+  loss, _ = jax.eval_shape(
+    model.eval_fn,
+    variables["params"],
+    batch,
+    {"frozen": variables["frozen"]},
+  )
+  assert loss.shape == ()
+  images = jax.eval_shape(
+    lambda params, frozen: model.sample(
+      params,
+      batch["text_tokens"],
+      keys(2),
+      semantic_tokens=batch["semantic_tokens"],
+      flax_mutables=frozen,
+    ),
+    variables["params"],
+    {"frozen": variables["frozen"]},
+  )
+  assert images.shape == batch["images"].shape
