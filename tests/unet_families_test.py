@@ -406,32 +406,62 @@ COUNTS = {
 }
 
 
+# Those that enlarge.
+ENLARGERS = ("if_2", "if_3", "imagen_256", "imagen_1024")
+
+
 @pytest.fixture
 def parse(monkeypatch):
   monkeypatch.setattr(config_lib, "_parsed", None)
 
-  def unet_config(name, width):
-    """The UNet of the tiny experiment with a family's files."""
+  def model(name, *bindings):
+    """The tiny experiment's model with a family's UNet."""
+    recipe = "tiny_super_resolution" if name in ENLARGERS else "tiny"
     latents = ["models/latent.gin", "sizes/vae_sd.gin"]
     files = [f"models/unet_{name}.gin", f"sizes/unet_{name}.gin"]
-    bindings = ["MODEL_DIR='/tmp/x'", f"BYT5_EMBED_DIM={width}"]
     if name.startswith("if"):
-      bindings.append("unet.UNetConfig.out_channels=6")
+      bindings = ("unet.UNetConfig.out_channels=6", *bindings)
     config_lib.parse(
-      ["experiments/tiny.gin", *latents * name.startswith("sd"), *files],
-      [*bindings, "IMAGE_SIZE=(64, 64)"],
+      [
+        f"experiments/{recipe}.gin",
+        *latents * name.startswith("sd"),
+        *files,
+      ],
+      ["MODEL_DIR='/tmp/x'", "IMAGE_SIZE=(64, 64)", *bindings],
       run_mode="train",
     )
-    return gin.get_bindings("MODEL/gin.macro")["value"].unet.config
+    return gin.get_bindings("MODEL/gin.macro")["value"]
 
-  yield unet_config
+  yield model
   gin.clear_config()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_model_of_each_family_traces_its_loss(parse, name):
+  """With ByT5's place taken by the tiny one's."""
+  heads = () if name.startswith("sd") else ("UNET_TEXT_POOLING_HEADS=4",)
+  model = parse(name, *heads)
+  shapes = model.input_shapes(2)
+  batch = {
+    key: jax.ShapeDtypeStruct(shape, dtype)
+    for (key, shape), dtype in zip(
+      shapes.items(), ("float32", "int32", "uint32"), strict=True
+    )
+  }
+
+  def loss(rng, batch):
+    variables = model.get_initial_variables(rng, shapes)
+    frozen = {"frozen": variables.get("frozen", {})}
+    return model.loss_fn(variables["params"], batch, rng, frozen)[0]
+
+  assert jax.eval_shape(loss, jax.random.key(0), batch).shape == ()
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_gin_files_say_the_published_sizes(parse, name):
   width, count, _ = COUNTS[name]
-  config = parse(name, width)
+  config = parse(name, f"BYT5_EMBED_DIM={width}").unet.config
   shapes = unet_names.shapes(config)
   assert sum(math.prod(x.shape) for x in shapes.values()) == count
   if name.startswith("sd"):
@@ -442,7 +472,7 @@ def test_the_gin_files_say_the_published_sizes(parse, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_counts_at_byt5_base_are_those_of_the_documentation(parse, name):
-  config = parse(name, 1536)
+  config = parse(name, "BYT5_EMBED_DIM=1536").unet.config
   shapes = unet_names.shapes(config)
   count = sum(math.prod(x.shape) for x in shapes.values())
   assert count == COUNTS[name][2]
