@@ -123,9 +123,10 @@ def _open(
   if not (run_dir / "model.gin").is_file():
     # A run's checkpoint_<step> is told by the run's own model.gin.
     if not (run_dir.parent / "model.gin").is_file() or not run_dir.is_dir():
-      return _open_other(flags), None
+      return _open_other(flags, flags.kind), None
     run_dir = run_dir.parent
-  weights = _open_other(flags)
+  # Which kinds there are is known once the model is.
+  weights = _open_other(flags, "auto")
   model = config.load_model_gin(run_dir, trust_config=flags.trust_config)
   weights = _with_frozen(weights, run_dir, flags)
   networks = {**weights.networks, **_networks(model, weights)}
@@ -136,11 +137,11 @@ def _open(
   return weights, _scheduler(model) if "unet" in networks else None
 
 
-def _open_other(flags: argparse.Namespace) -> "sources.Weights":
+def _open_other(flags: argparse.Namespace, kind: str) -> "sources.Weights":
   from byt5_diffusion.conversion import sources
 
   return sources.open_weights(
-    flags.source, flags.kind, flags.config, flags.step, not flags.raw
+    flags.source, kind, flags.config, flags.step, not flags.raw
   )
 
 

@@ -78,7 +78,7 @@ FAMILIES: dict[str, Family] = {
   ),
   "clip_image": Family(
     "clip_image",
-    "image_encoder",
+    "clip_image",
     clip_names,
     (
       "clip",
@@ -156,16 +156,35 @@ def to_json(network: Network) -> dict[str, Any]:
 
 
 def layouts(network: Network) -> dict[str, Callable[[], Sequence[Entry]]]:
-  """{layout: its entries}; the first is what we write into folders."""
+  """{layout: its entries}; the first, "folder", is what we write into folders.
+
+  Making a layout's entries raises ConversionError where it can't say a config.
+  """
   module, config = network.family.module, network.config
-  found: dict[str, Callable[[], Sequence[Entry]]] = {
-    "folder": functools.partial(module.entries, config)
+  makers = {
+    "folder": module.entries,
+    "deprecated": getattr(module, "deprecated_entries", None),
+    "single_file": getattr(module, "single_file_entries", None),
   }
-  for name in ("deprecated", "single_file"):
-    function = getattr(module, f"{name}_entries", None)
-    if function is not None:
-      found[name] = functools.partial(function, config)
-  return found
+  return {k: functools.partial(f, config) for k, f in makers.items() if f}
+
+
+def fitting_entries(network: Network, there: Collection[str]) -> list[Entry]:
+  """The entries of the layout that has most of the names that are there.
+
+  Raises:
+    ConversionError: no layout can say this config.
+  """
+  found: list[list[Entry]] = []
+  problems = []
+  for make in layouts(network).values():
+    try:
+      found.append(list(make()))
+    except ConversionError as error:
+      problems.append(error)
+  if not found:
+    raise problems[0]
+  return max(found, key=lambda entries: sum(e.theirs in there for e in entries))
 
 
 # --- Shapes without arrays. ---

@@ -112,7 +112,7 @@ def write_pipeline(
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-  index |= {name: [None, None] for name in _ABSENT}
+  index |= {name: [None, None] for name in _ABSENT if name not in index}
   index["requires_safety_checker"] = False
   _write_json(folder / "model_index.json", index)
 

@@ -5,6 +5,7 @@ configs of the networks in it are peers' config.json: a tree of ours that has
 one can be converted again without being told what it is.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -25,14 +26,14 @@ _PLACES = frozenset({"unet", "codec", "text_encoder", "semantic_encoder"})
 def describe_networks(
   networks: Mapping[str, families.Network],
 ) -> dict[str, Any]:
-  """{place: kind and config} as JSON."""
-  return {
-    place: {
-      "kind": network.family.kind,
-      "config": families.to_json(network),
-    }
-    for place, network in networks.items()
-  }
+  """{place: kind and config} as JSON; config None: the peer has no such one."""
+  found: dict[str, Any] = {}
+  for place, network in networks.items():
+    config = None
+    with contextlib.suppress(ConversionError):
+      config = families.to_json(network)
+    found[place] = {"kind": network.family.kind, "config": config}
+  return found
 
 
 def make(
@@ -112,6 +113,8 @@ def _networks(content: Any, where: str) -> dict[str, families.Network]:
       raise ConversionError(
         f"{where}: {place[:40]!r} is no network that is known."
       )
-    parsed = families.parse_config(family, entry.get("config"), where)
+    if entry.get("config") is None:
+      continue
+    parsed = families.parse_config(family, entry["config"], where)
     found[place] = families.Network(family, parsed, place)
   return found

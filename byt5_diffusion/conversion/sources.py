@@ -242,10 +242,7 @@ def _named(
 ) -> Weights:
   """Their arrays by our names, in whichever layout most of them fit."""
   module = network.family.module
-  found = {name: make() for name, make in families.layouts(network).items()}
-  best = max(
-    found, key=lambda x: sum(e.theirs in source.shapes for e in found[x])
-  )
+  entries = families.fitting_entries(network, source.shapes)
   ignored = getattr(module, "ignored", lambda name, config: False)
   stand_ins: Callable[[Any], Mapping[str, str]]
   stand_ins = getattr(module, "stand_ins", lambda content: {})
@@ -253,7 +250,7 @@ def _named(
   named = families.to_ours(
     source,
     network,
-    found[best],
+    entries,
     aliases=getattr(module, "ALIASES", {}),
     stand_ins=stand_ins(content),
     ignored=lambda name: ignored(name, network.config),
@@ -267,7 +264,7 @@ def _named(
     f"{library} {kind}",
     files,
     counts,
-    _spelled(network, found[best]),
+    _spelled(network, entries),
   )
 
 
@@ -393,6 +390,7 @@ def _open_checkpoint(
   if config is not None:
     network, _ = _network(pathlib.Path(config), kind, None)
     networks[network.place] = network
+  source = views.ahead(source)
   stored = set(source.shapes)
   if views.is_stacked(source.shapes):
     source = views.unrolled(source)

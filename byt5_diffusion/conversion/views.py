@@ -22,6 +22,8 @@ AXIS = byt5.SCAN_AXIS
 # Stacked arrays are kept so long, so that each is not read once per layer.
 _KEPT_BYTES = 2**30
 _MAX_LAYERS = 10_000
+_AHEAD_BYTES = 8 * 2**20
+_AHEAD_COUNT = 64
 _STACKED = re.compile(r"((?:.*/)?)layers/(.*)")
 _LAYER = re.compile(r"((?:.*/)?)layers_(0|[1-9][0-9]*)/(.*)")
 
@@ -88,6 +90,42 @@ def joined(what: str, sources: Collection[Source]) -> Source:
 
   shapes = {name: source.shapes[name] for name, source in home.items()}
   return Source(what, shapes, read)
+
+
+def ahead(source: Source) -> Source:
+  """The source, read a few neighbours at a time.
+
+  Opening a database anew for every array of a large network takes longer than
+  reading it. What was read and not yet asked for is bounded.
+  """
+  order = sorted(source.shapes)
+  place = {name: i for i, name in enumerate(order)}
+  waiting: dict[str, np.ndarray] = {}
+
+  def fill(name: str) -> None:
+    if _total(waiting) > _AHEAD_BYTES:
+      waiting.clear()
+    chosen, total = [name], 0
+    for other in order[place[name] + 1 : place[name] + _AHEAD_COUNT]:
+      leaf = source.shapes[other]
+      total += stored_trees.nbytes(leaf.shape, leaf.dtype)
+      if total > _AHEAD_BYTES:
+        break
+      if other not in waiting:
+        chosen.append(other)
+    waiting.update(source.read(chosen))
+
+  def read(wanted: Collection[str]) -> dict[str, np.ndarray]:
+    if len(wanted) > 1:
+      return source.read(wanted)
+    found = {}
+    for name in wanted:
+      if name not in waiting:
+        fill(name)
+      found[name] = waiting.pop(name)
+    return found
+
+  return Source(source.what, source.shapes, read)
 
 
 def is_stacked(found: Collection[str]) -> bool:
