@@ -164,7 +164,7 @@ def ask_ours(config, params, batch):
 
 FAMILIES = [
   "sd21",
-  pytest.param("sdxl", marks=pytest.mark.slow),
+  "sdxl",
   "if_1",
   pytest.param("if_2", marks=pytest.mark.slow),
   pytest.param("if_3", marks=pytest.mark.slow),
