@@ -21,13 +21,12 @@ from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
 from jax import lax
 
-from byt5_diffusion import attention_forms
+from byt5_diffusion import attention_forms, products
 
 param_with_axes = nn_partitioning.param_with_axes
 
 Initializer = Callable[..., jax.Array]
-Padding = tuple[tuple[int, int], tuple[int, int]]
-NO_PADDING: Padding = ((0, 0), (0, 0))
+Padding = products.Padding
 
 KERNEL_INIT = nn.initializers.variance_scaling(
   1.0, "fan_in", "truncated_normal"
@@ -36,15 +35,12 @@ KERNEL_INIT = nn.initializers.variance_scaling(
 ATTENTION_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 ZERO_INIT = nn.initializers.zeros
 
-# Here for all networks; the forms are a module of their own.
+# Here for all networks; the forms are modules of their own.
 MASKED_LOGIT = attention_forms.MASKED_LOGIT
 attention = attention_forms.attention
 mask_bias = attention_forms.mask_bias
-
-
-def on_cpu() -> bool:
-  """True where XLA's CPU kernels run; they want other forms than a TPU."""
-  return jax.default_backend() == "cpu"
+conv = products.conv
+upsample = products.upsample
 
 
 def query_init(head_dim: int) -> Initializer:
@@ -80,10 +76,8 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    y = jnp.matmul(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      preferred_element_type=self.output_dtype,
+    y = products.product(
+      x.astype(self.dtype), kernel.astype(self.dtype), self.output_dtype
     )
     if self.use_bias:
       bias = param_with_axes(
@@ -110,123 +104,6 @@ class Embed(nn.Module):
       axes=("vocab", "embed"),
     )
     return jnp.take(table, ids, axis=0).astype(self.dtype)
-
-
-def conv(
-  x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | Padding = 1
-) -> jax.Array:
-  """Cross-correlation, [B, h, w, C] with [kh, kw, C, F] -> [B, h', w', F].
-
-  The same numbers in the form that is fastest for the static shapes at hand.
-  """
-  if isinstance(padding, int):
-    padding = ((padding, padding), (padding, padding))
-  form = conv_as_convolution
-  if kernel.shape[:2] == (1, 1) and stride == 1 and padding == NO_PADDING:
-    form = conv_as_product
-  elif on_cpu() and _few_positions(x.shape, stride):
-    form = conv_as_columns
-  return form(x, kernel, stride, padding)
-
-
-def _few_positions(shape: tuple[int, ...], stride: int) -> bool:
-  """Whether XLA's CPU convolution loses to one product of columns.
-
-  It does where the kernel outweighs the image. Measured on one core, forward
-  and backward: 2 x 8 x 8 x 1280 2.2 times faster as columns, 2 x 16 x 16 x 640
-  1.3, 2 x 32 x 32 x 320 1.1 (0.8 forward), 64 x 8 x 24 x 64 0.65.
-  """
-  batch, height, width, _ = shape
-  return batch * height * width <= 512 * stride**2
-
-
-def conv_as_convolution(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
-) -> jax.Array:
-  """conv by XLA's convolution."""
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    padding,
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-
-
-def conv_as_columns(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
-) -> jax.Array:
-  """conv as one product of [B h' w', kh kw C] with [kh kw C, F] (im2col)."""
-  kh, kw, channels, features = kernel.shape
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  batch, height, width, _ = x.shape
-  rows = (height - kh) // stride + 1
-  columns = (width - kw) // stride + 1
-  shifted = [
-    lax.slice(
-      x,
-      (0, i, j, 0),
-      (
-        batch,
-        i + (rows - 1) * stride + 1,
-        j + (columns - 1) * stride + 1,
-        channels,
-      ),
-      (1, stride, stride, 1),
-    )
-    for i in range(kh)
-    for j in range(kw)
-  ]
-  patches = jnp.concatenate(shifted, axis=-1)
-  y = patches.reshape(-1, kh * kw * channels) @ kernel.reshape(-1, features)
-  return y.reshape(batch, rows, columns, features)
-
-
-def conv_as_product(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
-) -> jax.Array:
-  """conv with a 1 x 1 kernel as a product: each position on its own."""
-  del stride, padding
-  y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-  return y.reshape(*x.shape[:3], -1)
-
-
-def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """conv(upsample(x), kernel) for a 3 x 3 kernel: -> [B, 2h, 2w, F]."""
-  batch, height, width, _ = x.shape
-  # The folded kernels cost 16 C F each step; few positions don't repay them.
-  if on_cpu() and batch * height * width > 1024:
-    return upsample_conv_by_parity(x, kernel)
-  return conv(upsample(x), kernel)
-
-
-def upsample(x: jax.Array) -> jax.Array:
-  """Each position becomes two by two: [B, h, w, C] -> [B, 2h, 2w, C]."""
-  b, h, w, c = x.shape
-  x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
-  return x.reshape(b, 2 * h, 2 * w, c)
-
-
-def upsample_conv_by_parity(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """conv(upsample(x), kernel) without the doubled image.
-
-  Of the three rows that an output row sees two are equal; so their taps add
-  up, and each parity of output rows and columns is a convolution with its own
-  2 x 2 kernel: 16 products for 36.
-  """
-  # [parity, tap of two, tap of three]
-  fold = jnp.asarray(
-    [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype
-  )
-  kernels = jnp.einsum("pit,qju,tucf->pqijcf", fold, fold, kernel)
-  b, h, w, _ = x.shape
-  parities = [
-    conv(x, kernels[p, q], padding=((1 - p, p), (1 - q, q)))
-    for p in range(2)
-    for q in range(2)
-  ]
-  y = jnp.stack(parities, axis=3).reshape(b, h, w, 2, 2, -1)
-  return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
 
 
 class Conv(nn.Module):
@@ -259,9 +136,9 @@ class Conv(nn.Module):
     )
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if self.upsample:
-      y = upsample_conv(x, kernel)
+      y = products.upsample_conv(x, kernel)
     else:
-      y = conv(x, kernel, self.stride, self.padding)
+      y = products.conv(x, kernel, self.stride, self.padding)
     return y + bias.astype(self.dtype)
 
 

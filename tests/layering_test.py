@@ -25,7 +25,8 @@ LAYERS: dict[str, tuple[str, str]] = {
   "maths": ("conditions diffusion losses utf8", ""),
   "networks": (
     "attention_forms autoencoder autoencoder_kl byt5 byt5_decoder clip_image"
-    " layers patches unet unet_attention unet_blocks unet_conditions unet_config",
+    " layers patches products unet unet_attention unet_blocks unet_conditions"
+    " unet_config",
     "maths",
   ),
   "samplers": ("decoding samplers sampling_steps unipc", "maths"),
