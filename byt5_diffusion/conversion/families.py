@@ -165,6 +165,7 @@ def layouts(network: Network) -> dict[str, Callable[[], Sequence[Entry]]]:
     "folder": module.entries,
     "deprecated": getattr(module, "deprecated_entries", None),
     "single_file": getattr(module, "single_file_entries", None),
+    "original": getattr(module, "original_entries", None),
   }
   return {k: functools.partial(f, config) for k, f in makers.items() if f}
 
@@ -199,10 +200,25 @@ def _part(array: np.ndarray, entry: Entry) -> np.ndarray:
   i, n = entry.part
   if n == 1:
     return array
-  if not array.ndim or len(array) % n:
+  if not array.ndim or len(array) % (n * entry.runs):
     raise ValueError(f"{array.shape} has no {n} parts")
-  size = len(array) // n
-  return array[i * size : (i + 1) * size]
+  size = len(array) // (n * entry.runs)
+  if entry.runs == 1:
+    return array[i * size : (i + 1) * size]
+  rest = array.shape[1:]
+  parts = array.reshape(entry.runs, n, size, *rest)[:, i]
+  return parts.reshape(entry.runs * size, *rest)
+
+
+def _whole(parts: Sequence[np.ndarray], runs: int) -> np.ndarray:
+  """_part backwards."""
+  if len(parts) == 1:
+    return parts[0]
+  if runs == 1:
+    return np.concatenate(parts)
+  rest = parts[0].shape[1:]
+  split = [part.reshape(runs, -1, *rest) for part in parts]
+  return np.concatenate(split, axis=1).reshape(-1, *rest)
 
 
 def _our_shape(leaf: Any, entry: Entry) -> tuple[int, ...] | None:
@@ -395,7 +411,7 @@ def to_theirs(
       for entry in sorted(parts[name], key=lambda entry: entry.part):
         key = f"{place}/{entry.ours}"
         arrays.append(one(entry, ours.read([key])[key]))
-      found[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+      found[name] = _whole(arrays, parts[name][0].runs)
     return found
 
   shapes = {}

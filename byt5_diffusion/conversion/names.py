@@ -31,12 +31,15 @@ class Entry(NamedTuple):
     transform: key of TRANSFORMS.
     part: (i, n): ours is the i-th of n equal parts of theirs, split along the
       first axis of theirs, before the transform.
+    runs: the first axis of theirs is so many runs of n parts, one behind the
+      other; ours is made of the i-th part of each.
   """
 
   ours: str
   theirs: str
   transform: str = "same"
   part: tuple[int, int] = (0, 1)
+  runs: int = 1
 
 
 class Transform(NamedTuple):
@@ -58,6 +61,11 @@ TRANSFORMS: dict[str, Transform] = {
   "conv": Transform(
     lambda x: np.transpose(x, (2, 3, 1, 0)),
     lambda x: np.transpose(x, (3, 2, 0, 1)),
+  ),
+  # A Conv1d [out, in, 1] of one position where ours is dense [in, out].
+  "conv1d_as_dense": Transform(
+    lambda x: np.transpose(x[:, :, 0]),
+    lambda x: np.transpose(x)[:, :, None],
   ),
   # A 1 x 1 Conv2d [out, in, 1, 1] where ours is dense [in, out].
   "conv_as_dense": Transform(

@@ -5,7 +5,7 @@ middle_block, then output_blocks; attention and upsampling lie behind the ResNet
 block that they follow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from byt5_diffusion import unet_config
 from byt5_diffusion.conversion import names, unet_json, unet_pieces
@@ -22,7 +22,7 @@ _RESNET = {
   "conv2": "out_layers.3",
   "conv_shortcut": "skip_connection",
 }
-_OUTER = {
+OUTER = {
   "conv_in": "input_blocks.0.0",
   "conv_norm_out": "out.0",
   "conv_out": "out.2",
@@ -46,28 +46,37 @@ def single_file_entries(config: unet_config.UNetConfig) -> list[Entry]:
       f" and SDXL's; this one has attention={config.attention!r} and"
       f" noise_level={config.noise_level}."
     )
-  found = [
-    _renamed(entry, _OUTER) for entry in unet_pieces.outer_entries(config)
-  ]
+  found = [renamed(entry, OUTER) for entry in unet_pieces.outer_entries(config)]
   pieces = {piece.ours: piece for piece in unet_pieces.pieces(config)}
-  for ours, theirs in _places(config):
+  for ours, theirs in places(config):
     piece = pieces.pop(ours)._replace(theirs=theirs)
-    entries = unet_pieces.piece_entries(config, piece)
     if piece.kind == "resnet":
-      inside = {f"{theirs}.{k}": f"{theirs}.{v}" for k, v in _RESNET.items()}
-      entries = [_renamed(entry, inside) for entry in entries]
-    found += entries
+      found += resnet_entries(config, piece)
+    else:
+      found += unet_pieces.piece_entries(config, piece)
   return [entry._replace(theirs=PREFIX + entry.theirs) for entry in found]
 
 
-def _renamed(entry: Entry, table: dict[str, str]) -> Entry:
+def resnet_entries(
+  config: unet_config.UNetConfig, piece: unet_pieces.Piece
+) -> list[Entry]:
+  """The arrays of a ResNet block at piece.theirs."""
+  theirs = piece.theirs
+  inside = {f"{theirs}.{k}": f"{theirs}.{v}" for k, v in _RESNET.items()}
+  entries = unet_pieces.piece_entries(config, piece)
+  return [renamed(entry, inside) for entry in entries]
+
+
+def renamed(entry: Entry, table: Mapping[str, str]) -> Entry:
+  """The entry with its module of theirs renamed by a table."""
   module, _, leaf = entry.theirs.rpartition(".")
   return entry._replace(theirs=f"{table[module]}.{leaf}")
 
 
-def _places(config: unet_config.UNetConfig) -> Iterator[tuple[str, str]]:
-  """(ours, theirs) of each piece inside the blocks."""
+def places(config: unet_config.UNetConfig) -> Iterator[tuple[str, str]]:
+  """(ours, theirs) of each piece inside the blocks, by their numbers."""
   last = len(config.channels) - 1
+  blocks = config.resampling == "resnet"
   number = 1
   for level, count in enumerate(config.res_blocks):
     block = f"down_blocks_{level}"
@@ -77,7 +86,8 @@ def _places(config: unet_config.UNetConfig) -> Iterator[tuple[str, str]]:
         yield f"{block}/attentions_{i}", f"input_blocks.{number}.1"
       number += 1
     if level < last:
-      yield f"{block}/downsamplers_0", f"input_blocks.{number}.0.op"
+      place = f"input_blocks.{number}.0{'' if blocks else '.op'}"
+      yield f"{block}/downsamplers_0", place
       number += 1
   for i, name in enumerate(("resnets_0", "attentions_0", "resnets_1")):
     yield f"mid_block/{name}", f"middle_block.{i}"
@@ -92,5 +102,6 @@ def _places(config: unet_config.UNetConfig) -> Iterator[tuple[str, str]]:
       number += 1
     if level:
       behind = 1 + attends
-      place = f"output_blocks.{number - 1}.{behind}.conv"
+      place = f"output_blocks.{number - 1}.{behind}"
+      place += "" if blocks else ".conv"
       yield f"{block}/upsamplers_0", place

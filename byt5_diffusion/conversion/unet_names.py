@@ -1,7 +1,8 @@
 """UNet2DConditionModel: names of its arrays in diffusers' folders.
 
 unet_json.py has the config.json, unet_ldm_names.py the single files of latent
-diffusion, unet_pieces.py what both are put together from.
+diffusion, unet_if_names.py DeepFloyd IF's own, unet_pieces.py what all are put
+together from.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from flax import traverse_util
 from byt5_diffusion import unet, unet_config
 from byt5_diffusion.conversion import (
   names,
+  unet_if_names,
   unet_json,
   unet_ldm_names,
   unet_pieces,
@@ -24,6 +26,7 @@ Entry = names.Entry
 config_from_json = unet_json.config_from_json
 config_to_json = unet_json.config_to_json
 single_file_entries = unet_ldm_names.single_file_entries
+original_entries = unet_if_names.original_entries
 
 
 def entries(config: Config) -> list[Entry]:

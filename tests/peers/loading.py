@@ -51,7 +51,10 @@ def to_ours(
     parts = used.setdefault(entry.theirs, set())
     assert (i, n) not in parts, entry
     parts.add((i, n))
-    values = np.split(theirs, n)[i] if n > 1 else theirs
+    values = theirs
+    if n > 1:
+      rows = np.split(theirs, n * entry.runs)[i::n]
+      values = np.concatenate(rows)
     name = tuple(entry.ours.split("/"))
     assert name not in params, entry
     params[name] = names.TRANSFORMS[entry.transform].to_ours(values)
@@ -67,16 +70,18 @@ def from_ours(
   """to_ours backwards: the peer's state; all of ours is used once."""
   flat = traverse_util.flatten_dict(params, sep="/")
   assert {e.ours for e in entries} == set(flat)
-  parts: dict[str, dict[int, np.ndarray]] = {}
+  parts: dict[str, dict[tuple[int, int], np.ndarray]] = {}
   for entry in entries:
     values = names.TRANSFORMS[entry.transform].to_theirs(
       np.asarray(flat[entry.ours])
     )
-    parts.setdefault(entry.theirs, {})[entry.part[0]] = values
+    runs = entry.runs if entry.part[1] > 1 else 1
+    for run, rows in enumerate(np.split(values, runs)):
+      parts.setdefault(entry.theirs, {})[run, entry.part[0]] = rows
   return {
     name: np.concatenate([found[i] for i in sorted(found)])
     if len(found) > 1
-    else np.ascontiguousarray(found[0])
+    else np.ascontiguousarray(next(iter(found.values())))
     for name, found in parts.items()
   }
 

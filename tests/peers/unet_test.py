@@ -7,9 +7,10 @@ import math
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from byt5_diffusion import unet
-from byt5_diffusion.conversion import names, unet_names
+from byt5_diffusion import stored_trees, unet
+from byt5_diffusion.conversion import families, names, unet_names
 from peers import loading, unet_configs
 
 torch = pytest.importorskip("torch", reason="the peer needs it")
@@ -300,6 +301,56 @@ def test_single_files_hold_no_joint_attention():
   config = unet_names.config_from_json(PUBLISHED["if_1"])
   with pytest.raises(names.ConversionError, match="attention='joint'"):
     unet_names.single_file_entries(config)
+
+
+@pytest.mark.parametrize("family", ["if_1", "if_2"])
+def test_if_s_own_files_have_queries_keys_and_values_head_by_head(family):
+  """The rows are where IF's QKVAttention splits them, on the way in and out."""
+  _, peer, config, _ = draw(family)
+  state = loading.to_numpy(peer)
+  params = loading.to_ours(state, unet_names.entries(config))
+  flat = traverse_util.flatten_dict(params, sep="/")
+  network = families.Network(families.FAMILIES["unet"], config, "unet")
+  ours = source({f"unet/{name}": value for name, value in flat.items()})
+  entries = unet_names.original_entries(config)
+  original = families.to_theirs(ours, network, entries)
+  arrays = original.read(list(original.shapes))
+  heads = config.num_heads[-1]
+  mid = "mid_block.attentions.0"
+  for name, products in (
+    (
+      "qkv",
+      ["to_q", "to_k", "to_v"][: 1 if config.only_cross_attention else 3],
+    ),
+    ("encoder_kv", ["add_k_proj", "add_v_proj"]),
+  ):
+    for leaf in ("weight", "bias"):
+      rows = arrays[f"middle_block.1.{name}.{leaf}"]
+      rows = rows.reshape(heads, len(products), -1, *rows.shape[1:2])
+      for i, product in enumerate(products):
+        theirs = state[f"{mid}.{product}.{leaf}"].reshape(rows[:, i].shape)
+        np.testing.assert_array_equal(rows[:, i], theirs)
+  assert arrays["middle_block.1.proj_out.weight"].ndim == 3
+  assert arrays["input_blocks.0.0.weight"].shape[1] == config.in_channels
+  assert {x.split(".")[0] for x in arrays} == {
+    "time_embed", "input_blocks", "middle_block", "output_blocks", "out",
+    "encoder_proj", "encoder_pooling",
+    *(["aug_proj"] if config.noise_level else []),
+  }  # fmt: skip
+  assert families.fitting_entries(network, arrays) == entries
+  back = families.to_ours(source(arrays), network, entries)
+  assert set(back.shapes) == set(ours.shapes)
+  for name, value in back.read(list(back.shapes)).items():
+    np.testing.assert_array_equal(value, flat[name.removeprefix("unet/")])
+
+
+def source(arrays):
+  shapes = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()
+  }
+  return stored_trees.Source(
+    "a test", shapes, lambda chosen: {name: arrays[name] for name in chosen}
+  )
 
 
 @pytest.mark.parametrize(
