@@ -39,7 +39,7 @@ GRID_PICTURES = 5
 
 # What a recipe calls the sizes of a batch.
 _SIZES = {
-  "images": ("(height, width) of its pictures", "TextToImageModel.image_size"),
+  "images": ("(height, width) of its pictures", "the model's image_size"),
   "patches": ("(number, 2 + 3 size^2) of its patches", "OcrModel.max_patches"),
   "semantic_tokens": (
     "TASK_FEATURE_LENGTHS['semantic_tokens']",

@@ -1,6 +1,5 @@
 """Stages that draw and enlarge, joined: sizes, keys, files and commands."""
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from flax import linen as nn
 from PIL import Image
 
 from byt5_diffusion import (
@@ -17,50 +15,22 @@ from byt5_diffusion import (
   evaluation,
   feature_converters,
   inference,
-  layers,
   planning,
   trained,
-  unet,
 )
 
 TEXTS = ["a", "b", "a"]
 SMALL, MIDDLE, LARGE = (4, 8), (8, 16), (16, 32)
 
 
-class DotUNet(nn.Module):
-  """Each pixel by itself, told all but the text: fast to compile."""
-
-  config: unet.UNetConfig
-
-  @nn.compact
-  def __call__(
-    self,
-    noisy_latents: jax.Array,
-    time: jax.Array,
-    text_embeddings: jax.Array,
-    text_mask: jax.Array,
-    enable_dropout: bool = False,
-    noise_level: jax.Array | None = None,
-  ) -> jax.Array:
-    del text_embeddings, text_mask, enable_dropout
-    level = time if noise_level is None else time + noise_level
-    x = layers.Dense(4, ("conv_in", "conv_out"), name="x")(noisy_latents)
-    x = nn.tanh(x + level[:, None, None, None] / 1000)
-    return layers.Dense(3, ("conv_in", "conv_out"), name="out")(x)
-
-
-def dots(model: Any, size: tuple[int, int], **others: Any) -> Any:
-  return dataclasses.replace(
-    model, image_size=size, unet=DotUNet(model.unet.config), **others
-  )
-
-
 def base_model(size: tuple[int, int] = SMALL) -> Any:
-  return dots(tiny.make_model(), size)
+  return tiny.make_model(image_size=size, unet=tiny.make_dot_unet())
 
 
 def upscaling_model(size: tuple[int, int] = MIDDLE, **others: Any) -> Any:
-  return dots(tiny.make_super_resolution_model(**others), size)
+  return tiny.make_super_resolution_model(
+    image_size=size, unet=tiny.make_dot_unet(6, noise_level=True), **others
+  )
 
 
 def with_weights(kind: type[trained.Trained], model: Any) -> Any:

@@ -29,11 +29,8 @@ FACTORIES = {
 )
 def model(request: pytest.FixtureRequest) -> Any:
   if request.param == "enlarges":
-    # Without attention, which the others have: it compiles in half the time.
     return tiny.make_super_resolution_model(
-      unet=tiny.make_unet(
-        6, noise_level=True, transformer_depth=(0,), mid_transformer_depth=0
-      )
+      unet=tiny.make_dot_unet(6, noise_level=True)
     )
   if request.param == "quoted":
     return tiny.make_two_encoder_model(

@@ -1,6 +1,5 @@
 """Pictures made small, enlarged, noised; the model that learns from them."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,57 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import linen as nn
 from PIL import Image
 
 from byt5_diffusion import (
   autoencoder,
   contract,
   diffusion,
-  layers,
   optimizers,
   super_resolution,
-  unet,
 )
 
 LOW = (tiny.HEIGHT // 2, tiny.WIDTH // 2)
 
 
-class DotUNet(nn.Module):
-  """Each pixel by itself: fast to compile, and all of its inputs count."""
-
-  config: unet.UNetConfig
-
-  @nn.compact
-  def __call__(
-    self,
-    noisy_latents: jax.Array,
-    time: jax.Array,
-    text_embeddings: jax.Array,
-    text_mask: jax.Array,
-    enable_dropout: bool = False,
-    noise_level: jax.Array | None = None,
-  ) -> jax.Array:
-    del enable_dropout
-    assert noisy_latents.shape[-1] == self.config.in_channels
-    assert (noise_level is not None) == self.config.noise_level
-    told = [time / 1000]
-    told += [] if noise_level is None else [noise_level / 1000]
-    text = jnp.mean(text_embeddings * text_mask[..., None], axis=1)
-    told = jnp.concatenate([jnp.stack(told, -1), text], -1)
-    x = layers.Dense(32, ("conv_in", "conv_out"), name="x")(noisy_latents)
-    y = layers.Dense(32, ("embed", "conv_out"), name="told")(told)
-    z = nn.gelu(x + y[:, None, None])
-    return layers.Dense(3, ("conv_in", "conv_out"), name="out")(z)
-
-
-def make(**overrides: Any) -> super_resolution.SuperResolutionModel:
+def make(
+  noise_level: bool = True, **overrides: Any
+) -> super_resolution.SuperResolutionModel:
   """Of dots, unless a UNet is given."""
   if "unet" not in overrides:
-    config = tiny.make_super_resolution_model().unet.config
-    noise = overrides.pop("noise_level", True)
-    config = dataclasses.replace(config, noise_level=noise)
-    overrides["unet"] = DotUNet(config)
+    overrides["unet"] = tiny.make_dot_unet(6, noise_level=noise_level)
   return tiny.make_super_resolution_model(**overrides)
 
 
