@@ -176,6 +176,44 @@ def test_without_augmentation_the_unet_sees_the_picture_itself(
   np.testing.assert_allclose(told.channels, expected, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_the_small_picture_is_enlarged_and_noised_as_deepfloyd_if_s(
+  params: Any,
+) -> None:
+  """What diffusers' IFSuperResolutionPipeline hands to its UNet."""
+  diffusers = pytest.importorskip("diffusers", reason="compares with it")
+  torch = pytest.importorskip("torch", reason="compares with it")
+  model = make(
+    align_corners=True,
+    augmentation=0.251,
+    augmentation_schedule=diffusion.squared_cosine_schedule(),
+    time_offset=-1.0,
+  )
+  batch = batch_of()
+  told = condition(model, params, batch)
+  np.testing.assert_allclose(told.noise_level, 250, rtol=1e-6)
+  # Our noise: what a picture of zeros is told.
+  zeros = batch | {"images": jnp.zeros_like(batch["images"])}
+  level = model.augmentation_schedule.log_snr(0.251)
+  _, sigma = diffusion.log_snr_to_alpha_sigma(level)
+  noise = np.array(condition(model, params, zeros).channels / sigma)
+  small = np.array(model.downsample(batch["images"])).transpose(0, 3, 1, 2)
+  large = torch.nn.functional.interpolate(
+    torch.from_numpy(small),
+    (tiny.HEIGHT, tiny.WIDTH),
+    mode="bilinear",
+    align_corners=True,
+  )
+  theirs = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2").add_noise(
+    large,
+    torch.from_numpy(noise.transpose(0, 3, 1, 2)),
+    torch.full((len(small),), 250),
+  )
+  np.testing.assert_allclose(
+    told.channels, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-5
+  )
+
+
 class HalfCodec(autoencoder.PixelCodec):
   """Latents of half the size: what the mean of 2 x 2 pixels is."""
 
