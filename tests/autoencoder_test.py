@@ -38,7 +38,8 @@ def make_codec(**overrides):
 def make_params():
   """Of make_network, with norms and biases that are not ones and zeros."""
   codec = make_codec()
-  params = codec.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
+  init = jax.jit(lambda rng: codec.init(rng, jnp.zeros((1, 4, 4, 3))))
+  params = init(jax.random.key(0))["params"]
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(0)
   leaves = [
@@ -59,24 +60,24 @@ def test_latents_are_drawn_by_each_images_key_from_the_scaled_moments():
   scales = {"scaling_factor": 0.5, "shift_factor": 0.25}
   codec = make_codec(**scales)
   mode = make_codec(sample_posterior=False, **scales)
-  plain = make_codec(scaling_factor=1.0)
+  plain, params = make_codec(scaling_factor=1.0), make_params()
 
   @jax.jit
-  def encode(images, rngs):
+  def encode(params, images, rngs):
     return (
-      codec.encode(make_params(), images, rngs),
-      mode.encode(make_params(), images, rngs),
-      codec.moments(make_params(), images),
-      plain.moments(make_params(), images),
+      codec.encode(params, images, rngs),
+      mode.encode(params, images, rngs),
+      codec.moments(params, images),
+      plain.moments(params, images),
     )
 
   images = make_images(3, 8, 12, 3)
   rngs = jax.random.split(jax.random.key(1), 3)
-  latents, modes, (mean, log_variance), unscaled = encode(images, rngs)
+  latents, modes, (mean, log_variance), unscaled = encode(params, images, rngs)
   assert latents.shape == (3, 4, 6, 4) and latents.dtype == jnp.float32
   assert codec.downsampling == 2 and codec.latent_channels == 4
   order = jnp.array([2, 0, 1])
-  again = encode(images[order], rngs[order])[0]
+  again = encode(params, images[order], rngs[order])[0]
   np.testing.assert_array_equal(again, latents[order])
   z = (latents - mean) / jnp.exp(log_variance / 2)
   expected = jax.vmap(lambda rng: jax.random.normal(rng, (4, 6, 4)))(rngs)
@@ -99,7 +100,9 @@ def test_decode_takes_the_scale_and_the_shift_back():
 
 
 def test_every_parameter_has_named_axes():
-  variables = make_codec().init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+  variables = jax.eval_shape(
+    make_codec().init, jax.random.key(0), jnp.zeros((1, 4, 4, 3))
+  )
   axes = variables["params_axes"]["decoder"]["mid_block"]["attentions_0"]
   assert axes["query"]["kernel_axes"].names == ("embed", "joined_kv")
   assert len(jax.tree.leaves(variables["params"])) == len(
@@ -140,21 +143,27 @@ def test_bfloat16_keeps_what_is_small_beside_a_large_stream(monkeypatch):
   """Values of 30,000 +- 1: bfloat16's neighbours there are 128 apart."""
   params = jax.tree.map(jnp.asarray, make_params())
   params["decoder"]["conv_in"]["bias"] += 30_000.0
-  # What reads the stream must see the change and not the offset.
-  kernel = params["decoder"]["up_blocks_0"]["upsamplers_0"]["kernel"]
-  params["decoder"]["up_blocks_0"]["upsamplers_0"]["kernel"] = kernel * 0.1
+  # What reads the stream sees its changes, and nothing of its offset.
+  for block, name in (
+    ("up_blocks_0", "upsamplers_0"),
+    ("up_blocks_1/resnets_0", "conv_shortcut"),
+  ):
+    module = functools.reduce(
+      lambda tree, key: tree[key], block.split("/"), params["decoder"]
+    )[name]
+    kernel = module["kernel"]
+    module["kernel"] = kernel - kernel.mean((0, 1, 2))
   latents = jnp.asarray(make_images(1, 8, 8, 4))
 
   def decode(dtype):
     codec = make_codec(scaling_factor=1.0, dtype=dtype)
-    return np.asarray(jax.jit(codec.decode)(params, latents))
+    images = np.asarray(jax.jit(codec.decode)(params, latents))
+    inner = images[:, 4:-4, 4:-4]
+    return inner - inner.mean((1, 2))
 
   exact = decode("float32")
-  inner = (slice(None), slice(4, -4), slice(4, -4))
-  spread = exact[inner].std()
-  assert spread > 0.05
-  error = np.abs(decode("bfloat16") - exact)[inner].max()
-  assert error < 0.15 * spread
+  error = np.abs(decode("bfloat16") - exact).max() / exact.std()
+  assert error < 0.15
 
   def naive(self, x):
     return (
@@ -164,8 +173,8 @@ def test_bfloat16_keeps_what_is_small_beside_a_large_stream(monkeypatch):
     )
 
   monkeypatch.setattr(autoencoder_kl.StreamConv, "__call__", naive)
-  lost = np.abs(decode("bfloat16") - exact)[inner].max()
-  assert lost > 10 * error
+  lost = np.abs(decode("bfloat16") - exact).max() / exact.std()
+  assert lost > 0.8
 
 
 def test_norms_are_exact_at_a_large_mean():
@@ -216,7 +225,10 @@ def without_norms(monkeypatch):
   monkeypatch.setattr(autoencoder_kl.Norm, "__call__", same)
 
 
-@pytest.mark.parametrize("shape", [(1, 19, 30, 4), (2, 6, 40, 4)])
+@pytest.mark.parametrize(
+  "shape",
+  [(1, 19, 30, 4), pytest.param((2, 6, 40, 4), marks=pytest.mark.slow)],
+)
 def test_tiles_join_to_the_whole_where_they_see_enough(without_norms, shape):
   """Beyond 9 latents from its edge a pixel of a tile is that of the whole."""
   latents = jnp.asarray(make_images(*shape))
@@ -234,14 +246,10 @@ def test_tiles_join_to_the_whole_where_they_see_enough(without_norms, shape):
 
 def test_tiles_with_norms_are_near_the_whole():
   latents = jnp.asarray(make_images(1, 40, 40, 4))
-  whole = np.asarray(jax.jit(make_codec().decode)(make_params(), latents))
-  tiled = make_codec(tile_size=48)
+  one_tile, tiled = make_codec(tile_size=80), make_codec(tile_size=48)
+  whole = np.asarray(jax.jit(one_tile.decode)(make_params(), latents))
   images = np.asarray(jax.jit(tiled.decode)(make_params(), latents))
-  assert np.abs(images - whole).mean() < 0.05 * whole.std()
-  untouched = make_codec(tile_size=80)
-  np.testing.assert_array_equal(
-    jax.jit(untouched.decode)(make_params(), latents), whole
-  )
+  assert 0 < np.abs(images - whole).mean() < 0.05 * whole.std()
 
 
 def test_tiles_take_the_memory_of_one():
@@ -260,6 +268,7 @@ def test_tiles_take_the_memory_of_one():
 # --- In a model --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_learns_and_draws_in_latents_whose_codec_never_changes():
   text_width = 16
   config = unet.UNetConfig(

@@ -174,6 +174,16 @@ def test_dynamic_thresholding_bounds_each_image_by_its_own_quantile(bound):
   assert np.abs(after).max() <= bound + 1e-6
 
 
+def test_dynamic_thresholding_may_be_told_how_far_it_goes():
+  x0 = jnp.linspace(-3, 3, 401).reshape(1, 401, 1, 1)
+  decorator = guidance.dynamic_thresholding(0.8, max_threshold=1.5)
+  after = decorator(says(x0))(x0, jnp.zeros(1)).x0
+  expected = np.clip(x0, -1.5, 1.5) / 1.5
+  np.testing.assert_allclose(after, expected, atol=1e-6)
+  with pytest.raises(ValueError, match=r"max_threshold=0.5 must be at least"):
+    guidance.dynamic_thresholding(max_threshold=0.5)
+
+
 def test_static_thresholding_clips():
   x0 = jnp.array([-7.0, 0.5, 7.0]).reshape(1, 3, 1, 1)
   after = guidance.static_thresholding(2.0)(says(x0))(x0, jnp.zeros(1)).x0

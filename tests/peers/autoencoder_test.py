@@ -1,12 +1,14 @@
 """AutoencoderKL against diffusers', weights and configs drawn anew."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from byt5_diffusion import autoencoder, autoencoder_kl
-from byt5_diffusion.conversion import autoencoder_names
+from byt5_diffusion.conversion import autoencoder_names, names
 from peers import loading
 
 torch = pytest.importorskip("torch", reason="pip install -e .[parity]")
@@ -83,6 +85,57 @@ def test_moments_and_decodings_are_those_of_diffusers(index):
 
   back = loading.from_ours(params, entries)
   assert all((back[k] == v).all() for k, v in loading.to_numpy(peer).items())
+
+
+@pytest.mark.slow
+def test_a_stream_of_thousands_is_kept_as_float64_keeps_it():
+  """Where diffusers' own bfloat16 has lost the picture."""
+  seed = loading.new_seed()
+  peer = make_peer(SMALL[0] | {"layers_per_block": 2}, seed)
+  with torch.no_grad():
+    peer.decoder.conv_in.bias += 1e4
+    # What reads the stream sees its changes, and nothing of its offset.
+    for kernel in (
+      peer.decoder.up_blocks[0].upsamplers[0].conv.weight,
+      peer.decoder.up_blocks[1].resnets[0].conv_shortcut.weight,
+    ):
+      kernel -= kernel.mean((1, 2, 3), keepdim=True)
+  config = autoencoder_names.config_from_json(peer.config)
+  entries = autoencoder_names.entries(config)
+  params = loading.to_ours(loading.to_numpy(peer), entries)
+  rng = np.random.default_rng(seed)
+  latents = rng.normal(size=(1, 16, 16, 4)).astype(np.float32)
+  z = torch.from_numpy(latents.transpose(0, 3, 1, 2).copy())
+  half = peer.bfloat16().decode(z.bfloat16()).sample.float()
+  for name, parameter in peer.named_parameters():
+    [entry] = [e for e in entries if e.theirs == name]
+    value = params
+    for part in entry.ours.split("/"):
+      value = value[part]
+    value = names.TRANSFORMS[entry.transform].to_theirs(np.asarray(value))
+    parameter.data = torch.from_numpy(value.copy())
+  exact = peer.double().decode(z.double()).sample.detach().numpy()
+  exact = exact.transpose(0, 2, 3, 1)
+  theirs = half.detach().numpy().transpose(0, 2, 3, 1)
+
+  def picture(images):
+    inner = images[:, 4:-4, 4:-4]
+    return inner - inner.mean((1, 2))
+
+  def error(images):
+    difference = np.abs(picture(images) - picture(exact))
+    return difference.max() / picture(exact).std()
+
+  ours = {}
+  for dtype in ("float32", "bfloat16"):
+    network = autoencoder_kl.AutoencoderKL(
+      dataclasses.replace(config, dtype=dtype)
+    )
+    codec = autoencoder.KLCodec(network=network)
+    scaled = latents * config.scaling_factor
+    ours[dtype] = error(np.asarray(jax.jit(codec.decode)(params, scaled)))
+  assert ours["float32"] < 0.01, f"{seed=}: {ours}"
+  assert ours["bfloat16"] < 0.15 < 0.8 < error(theirs), f"{seed=}: {ours}"
 
 
 def test_what_we_write_is_what_diffusers_reads():
