@@ -1,5 +1,6 @@
 """What a text-to-image model promises beyond the contract."""
 
+import functools
 from typing import Any
 
 import jax
@@ -198,13 +199,30 @@ def test_what_cannot_be_sampled_is_refused_at_once(changes):
 
 @pytest.fixture(scope="module")
 def two() -> tuple[models.TextToImageModel, Any]:
-  model = tiny.make_two_encoder_model()
+  """Its UNet asks for all that there is of a text, as SDXL's does."""
+  net = tiny.make_unet(
+    text_pooling="given", pooled_text_dim=7, micro_conditioning_features=4
+  )
+  model = tiny.make_two_encoder_model(unet=net)
   return model, tiny.make_variables(model)
 
 
 def batch_of(model: Any, count: int = 2) -> dict[str, jax.Array]:
   batch = tiny.make_batch_for(model, count)
   return {name: jnp.asarray(x) for name, x in batch.items()}
+
+
+def condition(two: Any, batch: Any, drop: Any = None) -> Any:
+  """The model's conditioning of a batch, compiled once for all tests."""
+  model, variables = two
+  if drop is None:
+    drop = jnp.zeros(len(batch["images"]), bool)
+  return _condition(model, variables, batch, drop)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _condition(model: Any, variables: Any, batch: Any, drop: Any) -> Any:
+  return model.condition(variables["params"], batch, variables, drop=drop)
 
 
 def test_the_modes_are_those_of_the_data() -> None:
@@ -217,7 +235,7 @@ def test_two_encoders_are_one_text_to_the_unet(two: Any) -> None:
   """Lengths and masks add up; each part is its own encoder's."""
   model, variables = two
   batch = batch_of(model)
-  told = model.condition(variables["params"], batch, variables)
+  told = condition(two, batch)
   length = tiny.LENGTH + tiny.SEMANTIC_LENGTH
   assert told.text_embeddings.shape == (2, length, 16)
   used = [*(batch["text_tokens"] > 0).T, *(batch["semantic_tokens"] > 0).T]
@@ -239,7 +257,8 @@ def test_two_encoders_are_one_text_to_the_unet(two: Any) -> None:
 
 def test_only_a_width_that_differs_is_projected(two: Any) -> None:
   _, variables = two
-  assert set(variables["params"]["text_projection"]) == {"semantic_encoder"}
+  projections = variables["params"]["text_projection"]
+  assert set(projections) == {"semantic_encoder", "pooled"}
   equal = tiny.make_two_encoder_model(
     semantic_encoder=tiny.make_model().text_encoder
   )
@@ -252,20 +271,18 @@ def test_only_a_width_that_differs_is_projected(two: Any) -> None:
 
 
 def test_both_encoders_are_dropped_together(two: Any) -> None:
-  model, variables = two
-  batch = batch_of(model)
+  batch = batch_of(two[0])
   drop = jnp.asarray([True, False])
-  mixed = model.condition(variables["params"], batch, variables, drop=drop)
+  mixed = condition(two, batch, drop)
   null = {
     name: conditions.null_tokens(x) if "tokens" in name else x
     for name, x in batch.items()
   }
-  empty = model.condition(variables["params"], null, variables)
-  full = model.condition(variables["params"], batch, variables)
-  for name in ("text_embeddings", "text_mask"):
+  empty, full = condition(two, null), condition(two, batch)
+  for name in ("text_embeddings", "text_mask", "pooled_text"):
     found = getattr(mixed, name)
-    assert jnp.array_equal(found[0], getattr(empty, name)[0])
-    assert jnp.array_equal(found[1], getattr(full, name)[1])
+    np.testing.assert_allclose(found[0], getattr(empty, name)[0], atol=1e-6)
+    np.testing.assert_allclose(found[1], getattr(full, name)[1], atol=1e-6)
   # The null condition is one [eos] each.
   assert int(empty.text_mask[0].sum()) == 2
 
@@ -307,8 +324,8 @@ def test_the_projection_learns_and_the_frozen_encoder_does_not(
     jax.random.key(0),
     {"frozen": variables["frozen"]},
   )
-  kernel = gradients["text_projection"]["semantic_encoder"]["kernel"]
-  assert float(jnp.abs(kernel).max()) > 0
+  for projection in gradients["text_projection"].values():
+    assert float(jnp.abs(projection["kernel"]).max()) > 0
   assert "semantic_encoder" not in gradients
 
 
@@ -335,15 +352,11 @@ def test_pooled_text_is_the_mean_under_the_mask() -> None:
   np.testing.assert_allclose(pooled, [[1.0, 2.0], [0.0, 0.0]])
 
 
-def test_a_unet_that_asks_is_told_the_whole_text_and_sizes() -> None:
+def test_a_unet_that_asks_is_told_the_whole_text_and_sizes(two: Any) -> None:
   """SDXL's two: the last encoder's mean, projected, and the six numbers."""
-  net = tiny.make_unet(
-    text_pooling="given", pooled_text_dim=7, micro_conditioning_features=4
-  )
-  model = tiny.make_two_encoder_model(unet=net)
-  variables = tiny.make_variables(model)
+  model, variables = two
   batch = batch_of(model)
-  told = model.condition(variables["params"], batch, variables)
+  told = condition(two, batch)
   raw = model.semantic_encoder.apply(
     {"params": variables["frozen"]["semantic_encoder"]},
     batch["semantic_tokens"],
@@ -354,11 +367,8 @@ def test_a_unet_that_asks_is_told_the_whole_text_and_sizes() -> None:
   whole = [tiny.HEIGHT, tiny.WIDTH, 0, 0, tiny.HEIGHT, tiny.WIDTH]
   assert told.micro_conditioning.tolist() == [whole, whole]
   sizes = jnp.asarray([[32, 32, 4, 0, 8, 16], whole], jnp.float32)
-  given = batch | {"micro_conditioning": sizes}
-  told = model.condition(variables["params"], given, variables)
+  told = condition(two, batch | {"micro_conditioning": sizes})
   assert jnp.array_equal(told.micro_conditioning, sizes)
-  loss = jax.jit(lambda b: model.eval_fn(variables["params"], b, variables)[0])
-  assert np.isfinite(loss(batch)) and loss(batch) != loss(given)
 
 
 # --- Self-conditioning -------------------------------------------------------
