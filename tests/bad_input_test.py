@@ -279,6 +279,55 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     ["unte/.*", "matches no parameter"],
   ),
+  "converting nothing": (
+    ["convert", "nowhere", "x"],
+    ["nowhere", "Nothing is downloaded"],
+  ),
+  "converting a name of a hub": (
+    ["convert", "google/byt5-base", "x"],
+    ["google/byt5-base", "hf download"],
+  ),
+  "converting something else": (
+    ["convert", "picture.png", "x"],
+    ["picture.png", ".safetensors"],
+  ),
+  "converting a folder of something else": (
+    ["convert", "full", "x"],
+    ["full", "no complete checkpoint", "config.json"],
+  ),
+  "converting over a folder": (
+    ["convert", "run", "full"],
+    ["full exists", "not overwritten"],
+  ),
+  "converting below a file": (["convert", "run", "file/x"], ["file"]),
+  "converting into a file without its suffix": (
+    ["convert", "run", "x.bin", "--to=single_file"],
+    ["x.bin", ".safetensors"],
+  ),
+  "converting a network that is not there": (
+    ["convert", "run", "x", "--kind=clip_image"],
+    ["run holds no clip_image"],
+  ),
+  "converting with another hash": (
+    ["convert", "run", "x", f"--sha256=extra/metadata={'0' * 64}"],
+    ["metadata has the sha256", "000 was asked for"],
+  ),
+  "converting with no hash": (
+    ["convert", "run", "x", "--sha256=abc"],
+    ["abc", "64 hexadecimal digits"],
+  ),
+  "stacking what is no tree": (
+    ["convert", "run", "x", "--to=diffusers", "--scan_layers"],
+    ["--scan_layers", "diffusers"],
+  ),
+  "converting a UNet that its peer does not have": (
+    ["convert", "run", "x", "--to=diffusers"],
+    ["diffusers"],
+  ),
+  "converting with settings": (
+    ["convert", "run", "x", "--gin.X=1"],
+    ["convert takes no --gin."],
+  ),
   "hosts without an address": (
     train("new", "--process_count=2", "--process_index=0"),
     ["--coordinator_address"],

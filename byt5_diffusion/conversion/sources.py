@@ -385,7 +385,10 @@ def _open_checkpoint(
       source = checkpoints.open_source(folder, step, use_ema)
     except checkpoints.CheckpointError as error:
       raise ConversionError(f"{error} Read are {_READABLE}.") from None
-    what, home = "checkpoint of ours", pathlib.Path(folder)
+    what, home = "checkpoint of ours", folder
+    if not (folder / "extra").exists():
+      chosen = step or checkpoints.committed_steps(folder)[-1]
+      home = folder / f"{checkpoints.STEP_PREFIX}_{chosen}"
   networks = manifest.read_networks(home)
   if config is not None:
     network, _ = _network(pathlib.Path(config), kind, None)

@@ -39,7 +39,8 @@ def write(
   folder.mkdir()
   tree: dict[str, Any] = {
     "target": {},
-    "state": {"step": _pack(np.int32(step)), "param_states": {}},
+    # T5X takes an empty dict for an array: no `param_states` is right.
+    "state": {"step": _pack(np.int32(step))},
   }
   for name, leaf in source.shapes.items():
     parts = name.split("/")
