@@ -34,7 +34,9 @@ def model(request: pytest.FixtureRequest) -> Any:
     )
   if request.param == "quoted":
     return tiny.make_two_encoder_model(
-      conditioning_mode="quoted", self_conditioning=True, unet=tiny.make_unet(6)
+      conditioning_mode="quoted",
+      self_conditioning=True,
+      unet=tiny.make_dot_unet(6),
     )
   return tiny.make_model(freeze_text_encoder=request.param == "frozen")
 

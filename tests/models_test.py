@@ -200,7 +200,7 @@ def test_what_cannot_be_sampled_is_refused_at_once(changes):
 @pytest.fixture(scope="module")
 def two() -> tuple[models.TextToImageModel, Any]:
   """Its UNet asks for all that there is of a text, as SDXL's does."""
-  net = tiny.make_unet(
+  net = tiny.make_dot_unet(
     text_pooling="given", pooled_text_dim=7, micro_conditioning_features=4
   )
   model = tiny.make_two_encoder_model(unet=net)

@@ -83,6 +83,8 @@ class DotUNet(nn.Module):
     text_mask: jax.Array,
     enable_dropout: bool = False,
     noise_level: jax.Array | None = None,
+    pooled_text: jax.Array | None = None,
+    micro_conditioning: jax.Array | None = None,
   ) -> jax.Array:
     del enable_dropout
     assert noisy_latents.shape[-1] == self.config.in_channels
@@ -90,7 +92,10 @@ class DotUNet(nn.Module):
     told = [time / 1000]
     told += [] if noise_level is None else [noise_level / 1000]
     text = jnp.mean(text_embeddings * text_mask[..., None], axis=1)
-    told = jnp.concatenate([jnp.stack(told, -1), text], -1)
+    told = [jnp.stack(told, -1), text]
+    told += [] if pooled_text is None else [pooled_text]
+    told += [] if micro_conditioning is None else [micro_conditioning / 1000]
+    told = jnp.concatenate(told, -1)
     x = layers.Dense(32, ("conv_in", "conv_out"), name="x")(noisy_latents)
     y = layers.Dense(32, ("embed", "conv_out"), name="told")(told)
     z = nn.gelu(x + y[:, None, None])
