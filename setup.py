@@ -29,6 +29,8 @@ CORE = [
 EXTRAS = {
   # Live SeqIO pipelines and `prepare`.
   "data": ["seqio>=0.0.19", "tensorflow>=2.19"],
+  # Tokens of a second text encoder, to draw by without SeqIO.
+  "semantic": ["sentencepiece>=0.2.1"],
   # Drawing text: needs no library of the system.
   "typography": ["uharfbuzz>=0.57"],
   # Other backends for it: Pango wants libpango and libcairo, skia libEGL.
@@ -54,7 +56,7 @@ EXTRAS = {
     "tensorboard>=2.19",
   ],
 }
-EXTRAS["all"] = EXTRAS["data"] + EXTRAS["typography"]
+EXTRAS["all"] = EXTRAS["data"] + EXTRAS["semantic"] + EXTRAS["typography"]
 
 
 def gin_files() -> dict[str, list[str]]:

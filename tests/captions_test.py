@@ -325,3 +325,29 @@ def test_damaged_models_end_no_process(spiece):
     timeout=100,
   )
   assert done.returncode == 0, (os.getpid(), done.stderr[-2000:])
+
+
+_DRAWS = """
+import sys
+for name in ("tensorflow", "seqio", "tensorflow_text"):
+  sys.modules[name] = None
+from byt5_diffusion import prompts
+
+class Model:
+  conditioning_mode, semantic_vocab_size = "quoted", 2000
+  def input_shapes(self):
+    return {"text_tokens": (1, 12), "semantic_tokens": (1, 20)}
+
+loaded = prompts.load(Model(), sys.argv[1])
+print(prompts.encode(Model(), loaded, ["a “b”"])["text_tokens"].tolist())
+"""
+
+
+def test_prompts_need_no_tensorflow(quoted, tmp_path):
+  prompts.save(quoted, tmp_path)
+  done = subprocess.run(
+    [sys.executable, "-c", _DRAWS, str(tmp_path)],
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout == f"{[[ord('b') + 3, 1] + [0] * 10]}\n", done.stderr

@@ -134,7 +134,7 @@ def _load(content: bytes, name: str) -> Any:
   except ImportError as error:
     raise ImportError(
       f"Reading {name} needs the package sentencepiece: "
-      "`pip install sentencepiece`."
+      '`pip install "byt5-diffusion[semantic]"`.'
     ) from error
   processor = sentencepiece.SentencePieceProcessor()
   try:
