@@ -347,32 +347,32 @@ def test_a_latent_model_gin_builds_the_same(tmp_path):
   assert jax.tree.structure(variables(ours)) == jax.tree.structure(theirs)
 
 
-def test_the_steps_of_imported_networks_are_a_recipe_s(tmp_path):
-  """What docs/networks.md says of samplers, through model.gin and back."""
-  recipe = tmp_path / "mine.gin"
-  recipe.write_text(
-    """
-from __gin__ import dynamic_registration
-from byt5_diffusion import models
-from byt5_diffusion import sampling_steps
-from byt5_diffusion import unipc
-include "experiments/tiny.gin"
-include "schedules/scaled_linear_noise.gin"
-models.TextToImageModel.sampler = @unipc.unipc()
-models.TextToImageModel.steps = @sampling_steps.discrete_steps()
-sampling_steps.discrete_steps:
-  spacing = "leading"
-  scheduler = "multistep"
-  offset = 1
-"""
-  )
-  config.parse([str(recipe)], outputs("experiments/tiny.gin"), run_mode="train")
+@pytest.mark.parametrize(
+  ("name", "schedule", "timesteps"),
+  [
+    ("sd21", "scaled_linear_v", [751, 501, 251, 1]),
+    ("sdxl", "scaled_linear_noise", [751, 501, 251, 1]),
+    ("if", "squared_cosine_noise", [750, 500, 250, 0]),
+  ],
+)
+def test_published_networks_draw_by_their_own_steps(
+  name, schedule, timesteps, tmp_path
+):
+  files = [
+    "experiments/tiny.gin",
+    f"schedules/{schedule}.gin",
+    f"models/sampling_{name}.gin",
+  ]
+  config.parse(files, outputs("experiments/tiny.gin"), run_mode="train")
   config.write_configs(tmp_path)
   gin.clear_config()
   model = config.load_model_gin(tmp_path)
   levels = np.asarray(model.steps(model.schedule, 4))
-  timesteps = 1000 * np.asarray(model.schedule.timesteps(levels)) - 1
-  np.testing.assert_allclose(timesteps[:-1], [801, 601, 401, 201], atol=1e-2)
+  starts = levels[:, 0] if levels.ndim == 2 else levels[:-1]
+  found = 1000 * np.asarray(model.schedule.timesteps(starts)) - 1
+  np.testing.assert_allclose(found, timesteps, atol=0.02)
+  last = levels.ravel()[-1]
+  assert np.isfinite(last) if name == "sd21" else last == np.inf
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
