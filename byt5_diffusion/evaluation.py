@@ -192,9 +192,13 @@ def _make_drawings(
   if not texts or not isinstance(model, contract.Draws):
     return None
   draw = inference.make_sampler(model)
-  tokens = prompts.encode(model, prompts.load(model, directory), texts)
   rngs = inference.image_rngs(SAMPLE_SEED, texts)
-  return lambda params, frozen: np.asarray(draw(params, frozen, tokens, rngs))
+
+  @functools.cache  # Later: one host of several writes them, just now.
+  def tokens() -> Any:
+    return prompts.encode(model, prompts.load(model, directory), texts)
+
+  return lambda params, frozen: np.asarray(draw(params, frozen, tokens(), rngs))
 
 
 def _make_enlargements(
