@@ -238,9 +238,15 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--only", default="", help="rows whose name has this")
   parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--ops", action="store_true", help="single operations")
   flags = parser.parse_args()
   torch.set_num_threads(1)
   host_memory.keep_freed_memory()
+  if flags.ops:
+    import operations
+
+    operations.run(flags.rounds)
+    return
   telemetry.enable_compilation_cache()
   print(
     "| | theirs, ms CPU | ours | times as fast | goal |\n|---|---|---|---|---|"
