@@ -273,7 +273,12 @@ def execute(
   _return_large_blocks()
   with tensor_files.whole(path) as temporary:
     with _bar("writing", total, progress) as bar:
-      sha256 = _write(done, temporary, bar.update)
+
+      def advance(count: int) -> None:
+        bar.update(count)
+        _return_small_blocks()
+
+      sha256 = _write(done, temporary, advance)
     content = _manifest(done, hashes, sha256)
     if done.to == "single_file":
       beside = path.with_name(f"{path.name}.{manifest.FILE}")
@@ -291,6 +296,12 @@ def _return_large_blocks() -> None:
   """
   with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**20)
+
+
+def _return_small_blocks() -> None:
+  """The same of what many threads have freed in pieces; glibc's, too."""
+  with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_output(path: pathlib.Path, to: str) -> None:

@@ -20,10 +20,8 @@ from orbax.checkpoint import type_handlers
 from byt5_diffusion import stored_trees
 from byt5_diffusion.conversion import safetensors_files
 
-# Of one array's chunk, and of a file of several. TensorStore builds both in
-# memory, and a chunk's compressed form besides.
+# Of one array's chunk, of which TensorStore makes a copy and a compressed form.
 _CHUNK_BYTES = 8 * 2**20
-_DATA_FILE_BYTES = 16 * 2**20
 
 
 class _Announced:
@@ -114,18 +112,19 @@ def write(
     {k: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for k in announced}
   )
   handlers = ocp.CompositeCheckpointHandler(
-    state=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+    state=ocp.PyTreeCheckpointHandler(
+      type_handler_registry=registry,
+      # A folder for each array: the database of all of them remembers every
+      # chunk that was written, and grows in memory with their number.
+      use_ocdbt=False,
+    ),
     extra=ocp.JsonCheckpointHandler(),
   )
   with ocp.Checkpointer(handlers) as writer:
     writer.save(
       folder,
       args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(
-          tree,
-          save_args=arguments,
-          ocdbt_target_data_file_size=_DATA_FILE_BYTES,
-        ),
+        state=ocp.args.PyTreeSave(tree, save_args=arguments),
         extra=ocp.args.JsonSave(stored_trees.wrap_extra({})),
       ),
     )
