@@ -338,13 +338,17 @@ def test_every_recipe_takes_a_step(
   tmp_path: pathlib.Path,
 ) -> None:
   """Its own data, schedule, optimizer and dtype; the sizes of a test."""
-  values = recipes.sized_down(config.read([recipe]), 2)
+  program = config.read([recipe])
+  values = recipes.sized_down(program, 2)
   values |= {"TRAIN_STEPS": 1, "MODEL_DIR": str(tmp_path / "run")}
   values["trainer.train.num_microbatches"] = 2
-  if "ocr" not in recipe:
-    values["models.TextToImageModel.num_sampling_steps"] = 2
+  for model in ("TextToImageModel", "SuperResolutionModel"):
+    if any(target.endswith(f".{model}") for target in program.targets()):
+      values[f"{model}.num_sampling_steps"] = 2
   if "pictures" in recipe:
     name = pictures(tmp_path / "photos", 12)
+    if "IMAGE_SIZE" in program.macros():
+      values |= {"IMAGE_HEIGHT": 64, "IMAGE_SIZE": (64, 64)}
     if "ocr" in recipe:
       name = name.replace("folder:", "folder_reading:")
       name = name.replace("@64x64", "@64x16")
