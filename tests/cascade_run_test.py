@@ -134,9 +134,10 @@ def test_a_split_is_made_small_and_enlarged_again(
     assert 0 < record["psnr"] < 99 and 0 < record["psnr_bilinear"] < 99
 
 
-def test_the_recipe_validates(work: pathlib.Path) -> None:
-  said = run(
-    *(work, "validate", LARGER, "--num_examples", "8"),
-    **SMALL,
-  )
-  assert "SuperResolutionModel" in said
+def test_the_recipe_is_validated_with_its_drawing(work: pathlib.Path) -> None:
+  command = ("validate", LARGER, "--examples", "8", "--json")
+  facts = json.loads(run(work, *command, **SMALL))
+  assert not facts["problems"]
+  assert facts["model"]["upscales"] and not facts["model"]["draws"]
+  assert facts["operations"]["draw"]["total"] > 0
+  assert facts["trial"]["draw"] == "finite"
