@@ -1,6 +1,8 @@
 """Every road in and out: the right bits arrive, under the right names."""
 
+import hashlib
 import json
+import os
 import shutil
 import sys
 
@@ -344,3 +346,49 @@ def read_places(path):
 
   places = safetensors_files.read_places(path)
   return {k: tensor_files.read(v) for k, v in places.items()}
+
+
+@pytest.mark.parametrize("to", names.TARGETS)
+def test_a_failed_conversion_leaves_nothing(tree, tmp_path, to, monkeypatch):
+  folder, _ = tree
+  if to == "single_file":
+    with pytest.raises(ConversionError, match="holds no t5"):
+      convert.convert(folder, tmp_path / "x.safetensors", to=to)
+    return
+  convert.convert(folder, tmp_path / "hf", to="transformers")
+  file = tmp_path / "hf" / "model.safetensors"
+  before = set(tmp_path.iterdir())
+  weights = sources.open_weights(tmp_path / "hf")
+  plan = convert.plan(weights, to)
+  os.truncate(file, file.stat().st_size - 4)
+  with pytest.raises(Exception, match="cut off"):
+    convert.execute(plan, tmp_path / "out", {})
+  assert set(tmp_path.iterdir()) == before
+
+
+def test_hashes_are_checked_before_anything_is_written(tree, tmp_path):
+  folder, _ = tree
+  convert.convert(folder, tmp_path / "hf", to="transformers")
+  file = tmp_path / "hf" / "model.safetensors"
+  right = hashlib.sha256(file.read_bytes()).hexdigest()
+  path = convert.convert(tmp_path / "hf", tmp_path / "a", sha256=[right])
+  content = json.loads(path.read_text("utf-8"))
+  assert content["source"]["sha256"][str(file)] == right
+  name = "text_encoder/encoder/layers_0/mlp/wo/kernel"
+  assert content["arrays"][name] == {
+    "source": "encoder.block.0.layer.1.DenseReluDense.wo.weight",
+    "output": name,
+    "shape": [12, 8],
+    "dtype": "float32",
+  }
+  for wrong, said in (
+    ("0" * 64, "has the sha256"),
+    (f"model.safetensors={'0' * 64}", "has the sha256"),
+    (f"other.bin={right}", "name one of the files"),
+    ("0" * 63, "64 hexadecimal"),
+  ):
+    with pytest.raises(ConversionError, match=said):
+      convert.convert(tmp_path / "hf", tmp_path / "b", sha256=[wrong])
+  assert not (tmp_path / "b").exists()
+  with pytest.raises(ConversionError, match="not overwritten"):
+    convert.convert(tmp_path / "hf", tmp_path / "a")

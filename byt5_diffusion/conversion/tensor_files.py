@@ -263,7 +263,10 @@ def whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
     refuse_existing(output)
     os.rename(temporary, output)
   except BaseException:
-    remove(temporary)
+    # Orbax has names of its own, behind this one, while it writes.
+    for path in output.parent.iterdir():
+      if path.name.startswith(temporary.name):
+        remove(path)
     raise
 
 
