@@ -81,6 +81,7 @@ setuptools.setup(
   python_requires=">=3.11",
   packages=[
     "byt5_diffusion",
+    "byt5_diffusion.conversion",
     "byt5_diffusion.data",
     "byt5_diffusion.tasks",
     *GIN,
