@@ -263,6 +263,22 @@ def test_zip_files_that_are_not_torchs(tmp_path):
       pickled_files.read_places(tmp_path / "e.bin")
 
 
+def test_a_zip_of_too_many_members_is_not_listed(tmp_path):
+  path = archive(tmp_path / "a.bin", {"w": tensor()})
+  with zipfile.ZipFile(path, "a") as file:
+    for i in range(70_000):
+      file.writestr(f"archive/data/{i + 1}/{'x' * 80}", b"")
+  with pytest.raises(ConversionError, match="absurd number"):
+    pickled_files.read_places(path)
+  # The list is said to be larger in the file's last record alone.
+  path = archive(tmp_path / "b.bin", {"w": tensor()})
+  content = bytearray(path.read_bytes())
+  content[-10:-6] = struct.pack("<I", 2**31)
+  path.write_bytes(content)
+  with pytest.raises(ConversionError, match="absurd number"):
+    pickled_files.read_places(path)
+
+
 # --- Safetensors. ---
 
 

@@ -28,7 +28,8 @@ Place = tensor_files.Place
 
 # That of a model of 10,000 arrays has 2 MB.
 MAX_PICKLE_BYTES = 4 * 2**20
-MAX_MEMBERS = 200_000
+MAX_MEMBERS = 50_000
+MAX_DIRECTORY_BYTES = 8 * 2**20
 _STORAGES = {
   "torch FloatStorage": "float32",
   "torch DoubleStorage": "float64",
@@ -46,7 +47,8 @@ _PARAMETER = "torch._utils _rebuild_parameter"
 _ORDERED_DICT = "collections OrderedDict"
 _ALLOWED = {*_STORAGES, _TENSOR, _PARAMETER, _ORDERED_DICT}
 _KEY = re.compile(r"[A-Za-z0-9_]{1,64}")
-_ZIP_START = b"PK\x03\x04"
+_ZIP_START, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+_ZIP64_LOCATOR = b"PK\x06\x07"
 
 
 class _Global(NamedTuple):
@@ -318,6 +320,8 @@ def _not_zip(path: pathlib.Path, start: bytes) -> str:
 def _members(file: Any, path: pathlib.Path) -> dict[str, tuple[int, int]]:
   """{member: (offset of its bytes, size)}; no two share a byte."""
   found: dict[str, tuple[int, int]] = {}
+  if _directory_bytes(file) > MAX_DIRECTORY_BYTES:
+    raise ConversionError(f"{path} has an absurd number of members; refused.")
   with zipfile.ZipFile(file) as archive:
     infos = archive.infolist()
   if len(infos) > MAX_MEMBERS:
@@ -348,6 +352,26 @@ def _members(file: Any, path: pathlib.Path) -> dict[str, tuple[int, int]]:
       raise ConversionError(f"{path}: {name[:80]!r} overlaps another; refused.")
     end = offset + size
   return found
+
+
+def _directory_bytes(file: Any) -> int:
+  """The size of the list of members that zipfile will read, whole.
+
+  It is said by the record at the file's end, or, in large files, by the one of
+  64 bits before it; zipfile looks for them at the same places.
+  """
+  size = file.seek(0, io.SEEK_END)
+  file.seek(max(0, size - 2**16 - 22 - 76))
+  tail = file.read()
+  at = len(tail) - 22
+  if tail[at : at + 4] != _ZIP_END or tail[-2:] != b"\0\0":
+    at = tail.rfind(_ZIP_END)
+  if at < 0 or len(tail) < at + 22:
+    raise _Refused("its zip has no end")
+  [count] = struct.unpack_from("<I", tail, at + 12)
+  if at >= 76 and tail[at - 20 : at - 16] == _ZIP64_LOCATOR:
+    [count] = struct.unpack_from("<Q", tail, at - 76 + 40)
+  return count
 
 
 def _check_byte_order(file: Any, member: tuple[int, int] | None) -> None:
