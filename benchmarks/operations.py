@@ -138,7 +138,7 @@ def attention(shape: tuple[int, ...], rounds: int) -> dict[str, str]:
 def run(rounds: int) -> None:
   """Prints both tables; bold is the form that is chosen."""
   for title, shapes, measure in (
-    ("batch x side^2, in to out", CONVOLUTIONS, convolution),
+    ("batch, side, in, out", CONVOLUTIONS, convolution),
     ("batch, queries, keys, heads, dim", ATTENTIONS, attention),
   ):
     for i, shape in enumerate(shapes):
