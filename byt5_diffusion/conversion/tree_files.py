@@ -5,10 +5,12 @@ when their turn comes and are gone when they are written, so that the largest
 array is what it takes, and not the sum. The tree's hash is made on the way.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,6 +90,18 @@ class _OneByOne(type_handlers.NumpyHandler):
       await store[where].write(np.ascontiguousarray(value[where]))
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+  """Orbax warns that there is no database to merge, and there is to be none."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
 def write(
   folder: pathlib.Path,
   source: stored_trees.Source,
@@ -120,7 +134,7 @@ def write(
     ),
     extra=ocp.JsonCheckpointHandler(),
   )
-  with ocp.Checkpointer(handlers) as writer:
+  with _without_warnings(), ocp.Checkpointer(handlers) as writer:
     writer.save(
       folder,
       args=ocp.args.Composite(
