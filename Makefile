@@ -66,5 +66,5 @@ lint: setup
 wheel: setup
 	$(PIP) wheel -q --no-deps -w dist .
 
-bench: setup
+bench: $(VENV)/.peers
 	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
