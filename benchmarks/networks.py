@@ -29,7 +29,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
+
+try:
+  import diffusers
+  import torch
+  import transformers
+except ImportError as error:
+  print(f"Left out: {error}. Peers come with `pip install -e .[parity]`.")
+  raise SystemExit(0) from error
 from flax import traverse_util  # noqa: E402
 
 from byt5_diffusion import (  # noqa: E402
@@ -86,8 +93,6 @@ def random(*shape: int) -> np.ndarray:
 
 
 def unet_rows() -> Iterator[Row]:
-  import diffusers
-
   torch.manual_seed(0)
   peer = diffusers.UNet2DConditionModel(**UNET).eval()
   config = unet_names.config_from_json(dict(peer.config))
@@ -120,40 +125,51 @@ def unet_rows() -> Iterator[Row]:
         apply(params, *inputs),
       ),
     )
-    if batch > 2:
-      continue
-
-    def their_gradient(x=x_torch, steps=steps_torch, text=text_torch) -> Any:
-      peer.zero_grad(set_to_none=True)
-      peer(x, steps, text).sample.square().mean().backward()
-
-    def loss(params, *inputs, forward=forward) -> jax.Array:
-      return jnp.square(forward(params, *inputs)).mean()
-
-    gradient = compiled(jax.grad(loss), params, *inputs)
-
-    def gradients(
-      gradient=gradient, inputs=inputs, their_gradient=their_gradient
-    ) -> tuple[Any, Any]:
-      their_gradient()
-      state = {name: x.grad for name, x in peer.named_parameters()}
-      return (
-        to_ours(state, unet_names.entries(config)),
-        gradient(params, *inputs),
+    if batch == 2:
+      yield unet_gradient_row(
+        peer,
+        config,
+        params,
+        forward,
+        inputs,
+        (x_torch, steps_torch, text_torch),
       )
 
-    yield Row(
-      f"UNet 35 M forward and backward, batch {batch}, {length} tokens",
-      "1.0",
-      their_gradient,
-      lambda gradient=gradient, inputs=inputs: gradient(params, *inputs),
-      gradients,
-    )
+
+def unet_gradient_row(
+  peer: Any,
+  config: unet.UNetConfig,
+  params: Any,
+  forward: Callable[..., jax.Array],
+  inputs: tuple[jax.Array, ...],
+  their_inputs: tuple[torch.Tensor, ...],
+) -> Row:
+  def theirs() -> None:
+    peer.zero_grad(set_to_none=True)
+    peer(*their_inputs).sample.square().mean().backward()
+
+  def loss(params, *inputs) -> jax.Array:
+    return jnp.square(forward(params, *inputs)).mean()
+
+  gradient = compiled(jax.grad(loss), params, *inputs)
+
+  def gradients() -> tuple[Any, Any]:
+    theirs()
+    state = {name: x.grad for name, x in peer.named_parameters()}
+    their_gradients = to_ours(state, unet_names.entries(config))
+    return their_gradients, gradient(params, *inputs)
+
+  batch, length = inputs[-1].shape
+  return Row(
+    f"UNet 35 M forward and backward, batch {batch}, {length} tokens",
+    "1.0",
+    theirs,
+    lambda: gradient(params, *inputs),
+    gradients,
+  )
 
 
 def byt5_rows() -> Iterator[Row]:
-  import transformers
-
   torch.manual_seed(0)
   content = t5_names.config_to_json(BYT5_SMALL)
   peer = transformers.T5EncoderModel(transformers.T5Config(**content)).eval()

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
 from byt5_diffusion import attention_forms, products
 
@@ -56,6 +55,8 @@ def speed(gflop: float, run: Callable[[], Any], rounds: int) -> str:
 
 
 def convolution(shape: tuple[int, ...], rounds: int) -> dict[str, str]:
+  import torch
+
   batch, side, channels, features = shape
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, side, side, channels)).astype(np.float32)
@@ -98,6 +99,8 @@ def convolution(shape: tuple[int, ...], rounds: int) -> dict[str, str]:
 
 
 def attention(shape: tuple[int, ...], rounds: int) -> dict[str, str]:
+  import torch
+
   batch, queries, keys, heads, dim = shape
   rng = np.random.default_rng(0)
   arrays = [
