@@ -37,6 +37,8 @@ VARIANCE_STEPS = 1000
 # Folded into an example's key for what only some models draw, so that those
 # draws change nobody else's.
 _CONDITION_KEY, _ESTIMATE_KEY = 5, 6
+# The same for evaluation, whose noise is drawn by the example's key itself.
+_CODEC_KEY = 7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -419,7 +421,9 @@ class DenoisingModel:
     """Losses [len(EVAL_TIMESTEPS), B] at fixed noise levels and fixed noise."""
     rng = jax.random.key(0)
     rngs = contract.per_example_rngs(rng, batch["example_id"])
-    latents = self._encode_images(batch, rngs, flax_mutables)
+    latents = self._encode_images(
+      batch, _fold_in(rngs, _CODEC_KEY), flax_mutables
+    )
     noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(
       rngs
     )

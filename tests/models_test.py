@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
 
 from byt5_diffusion import (
+  autoencoder,
   conditions,
   contract,
   diffusion,
@@ -100,6 +101,33 @@ def test_sampling_goes_through_the_decorator(params: Any) -> None:
   )
   images = jax.jit(lambda: bounded.sample(params, tokens, keys(2)))()
   assert float(jnp.abs(images).max()) <= 1
+
+
+class NoiseCodec(autoencoder.PixelCodec):
+  """Latents that are nothing but the codec's own draw."""
+
+  def encode(self, params: Any, images: jax.Array, rngs: jax.Array) -> Any:
+    del params
+    draw = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))
+    return draw(rngs)
+
+
+@pytest.mark.parametrize("rng", [None, jax.random.key(0)])
+def test_the_noise_is_not_that_which_the_codec_drew(
+  params: Any, rng: jax.Array | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  def compare(
+    self: Any, params: Any, latents: Any, noise: Any, *rest: Any, **options: Any
+  ) -> jax.Array:
+    products = latents * noise
+    return products.mean(axis=(1, 2, 3))
+
+  monkeypatch.setattr(models.TextToImageModel, "_per_example_loss", compare)
+  model = tiny.make_model(codec=NoiseCodec())
+  batch = jax.tree.map(jnp.asarray, tiny.make_batch())
+  # Of equal draws it would be 1, of independent ones 0 +- 0.02.
+  loss, _ = model.loss_fn(params, batch, rng)
+  assert abs(float(loss)) < 0.2
 
 
 def test_condition_dropout_of_one_ignores_the_caption(params: Any) -> None:
