@@ -40,6 +40,7 @@ Source = stored_trees.Source
 
 ALL: Rules = (("(.*)", r"\1"),)
 REPORT_FILE = "initial_checkpoint.json"
+DTYPES = ("float32", "bfloat16")
 
 
 class AssignmentError(ValueError):
@@ -158,7 +159,7 @@ def assign(
     found = source.shapes.get(target)
     if found is None:
       absent.append(f"{target} (for {name})" if target != name else name)
-    elif not _fits(found, wanted[name]):
+    elif not stored_trees.fits(found, wanted[name]):
       differing.append(
         f"{name} {stored_trees.describe(wanted[name])}"
         f" from {target} {stored_trees.describe(found)}"
@@ -181,16 +182,6 @@ def assign(
     fresh=[name for name, target in targets.items() if target is None],
     unused=sorted(set(source.shapes) - set(taken.values())),
   )
-
-
-def _fits(found: Any, wanted: Any) -> bool:
-  """Equal shapes, and both float or of one dtype."""
-  if tuple(found.shape) != tuple(wanted.shape):
-    return False
-  floats = [
-    jax.dtypes.issubdtype(x.dtype, np.floating) for x in (found, wanted)
-  ]
-  return all(floats) or found.dtype == wanted.dtype
 
 
 # --- Sources. ---
@@ -235,12 +226,24 @@ class InitialCheckpoint:
     rules: see the module; all parameters by their own names when left out.
     step: see open_source.
     use_ema: see open_source.
+    dtypes: (regex, dtype) of names that are kept in another dtype than the
+      model's own, the first match wins; for frozen networks: half of an XXL's
+      memory is saved by [("text_encoder/.*", "bfloat16")].
   """
 
   path: str | Sequence[str]
   rules: Rules = ALL
   step: int | None = None
   use_ema: bool = True
+  dtypes: Sequence[tuple[str, str]] = ()
+
+  def __post_init__(self) -> None:
+    _compile(self.dtypes)
+    for rule in self.dtypes:
+      if rule[1] not in DTYPES:
+        raise AssignmentError(
+          f"{rule!r} in dtypes is not (regex, one of {', '.join(DTYPES)})."
+        )
 
   @property
   def paths(self) -> list[str]:
@@ -276,7 +279,24 @@ class InitialCheckpoint:
       "rules": [list(rule) for rule in self.rules],
       "step": self.step,
       "use_ema": self.use_ema,
-    }
+    } | ({"dtypes": [list(x) for x in self.dtypes]} if self.dtypes else {})
+
+  def _dtypes(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: dtype}, the model's own where no rule says another.
+
+    Raises:
+      AssignmentError: a rule that matches no parameter.
+    """
+    found = {name: leaf.dtype for name, leaf in wanted.items()}
+    # Backwards, so that the first match is the one that stays.
+    for pattern, dtype in reversed(self.dtypes):
+      matched = [name for name in wanted if re.fullmatch(pattern, name)]
+      if not matched:
+        raise AssignmentError(
+          f"({pattern!r}, {dtype!r}) in dtypes matches no parameter."
+        )
+      found |= dict.fromkeys(matched, np.dtype(dtype))
+    return found
 
   def check(self, shapes: PyTree) -> Assignment:
     """Raises as `take` does, before anything is drawn, compiled or read."""
@@ -298,8 +318,9 @@ class InitialCheckpoint:
     source = self._fitting(flat)
     found = assign(flat, source, self.rules)
     arrays = source.read(sorted(set(found.taken.values())))
+    kinds = self._dtypes(flat)
     for name, target in found.taken.items():
-      flat[name] = _like(arrays[target], flat[name])
+      flat[name] = _like(arrays[target], flat[name], kinds[name])
     report = {
       "initial_checkpoint": self.record(),
       "source": source.what,
@@ -311,9 +332,9 @@ class InitialCheckpoint:
     return jax.tree.unflatten(structure, list(flat.values())), report
 
 
-def _like(array: np.ndarray, leaf: Any) -> Any:
-  """The array with the leaf's dtype, on the leaf's devices."""
-  array = np.asarray(array).astype(leaf.dtype)
+def _like(array: np.ndarray, leaf: Any, dtype: Any) -> Any:
+  """The array in a dtype, on the leaf's devices."""
+  array = np.asarray(array).astype(dtype)
   if not isinstance(leaf, jax.Array):
     return array
   return jax.make_array_from_callback(

@@ -259,14 +259,32 @@ def some(names: Collection[str], most: int = 8) -> str:
   return f"{shown} and {more} more" if more > 0 else shown
 
 
+def fits(found: Any, wanted: Any) -> bool:
+  """Equal shapes, and both float or of one dtype."""
+  if tuple(found.shape) != tuple(wanted.shape):
+    return False
+  floats = [
+    jax.dtypes.issubdtype(x.dtype, np.floating) for x in (found, wanted)
+  ]
+  return all(floats) or found.dtype == wanted.dtype
+
+
+def _alike(found: Any, wanted: Any) -> bool:
+  """Equal shapes and dtypes."""
+  return describe(found) == describe(wanted)
+
+
 def _compare(
-  item: epath.Path, wanted: Mapping[str, Any], found: Mapping[str, Any]
+  item: epath.Path,
+  wanted: Mapping[str, Any],
+  found: Mapping[str, Any],
+  same: Callable[[Any, Any], bool] = _alike,
 ) -> None:
   """Raises CheckpointError naming what the two disagree on, by kind."""
   differing = [
     f"{name} (stored {describe(found[name])}, wanted {describe(leaf)})"
     for name, leaf in wanted.items()
-    if name in found and describe(found[name]) != describe(leaf)
+    if name in found and not same(found[name], leaf)
   ]
   problems = {
     "missing from the checkpoint": sorted(set(wanted) - set(found)),
@@ -366,9 +384,23 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> str:
   return sha256
 
 
-def check_tree(tree: PyTree, shapes: PyTree, path: str) -> None:
-  """Raises CheckpointError unless tree has the names and shapes of shapes."""
-  _compare(epath.Path(path), flatten_names(shapes), flatten_names(tree))
+def check_tree(
+  tree: PyTree, shapes: PyTree, path: str, *, any_float: bool = False
+) -> None:
+  """Raises CheckpointError unless tree has the names and shapes of shapes.
+
+  Args:
+    tree: arrays.
+    shapes: what they should be.
+    path: where they lie, for messages.
+    any_float: whether floating dtypes may differ.
+  """
+  _compare(
+    epath.Path(path),
+    flatten_names(shapes),
+    flatten_names(tree),
+    fits if any_float else _alike,
+  )
 
 
 def load_tree(

@@ -97,6 +97,11 @@ def start(
   """
   if initial is None:
     return init(rng)
+  if initial.dtypes:
+    raise assignment.AssignmentError(
+      "initial_checkpoint: what is trained is float32; dtypes are for"
+      " frozen_checkpoint."
+    )
   initial.check(state_shapes.params)  # Before minutes of compilation.
   state = init(rng)
   params = assignment.initialize(state.params, initial, model_dir, say)
@@ -151,7 +156,9 @@ def load_frozen(
       r"[('text_encoder/(.*)', '\1')]."
     )
   tree = checkpoints.load_tree(model_dir / path)
-  checkpoints.check_tree(tree, abstract["frozen"], str(model_dir / path))
+  checkpoints.check_tree(
+    tree, abstract["frozen"], str(model_dir / path), any_float=True
+  )
   axes = partitioning_lib.logical_axes(abstract["frozen_axes"])
   shardings = partitioning.param_shardings(abstract["frozen"], axes)
   record = {"path": path, "sha256": checkpoints.tree_sha256(tree)}

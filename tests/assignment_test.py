@@ -379,6 +379,59 @@ def test_what_a_frozen_network_cannot_be_made_of(
   assert not (tmp_path / "frozen").exists()
 
 
+def test_a_frozen_encoder_is_kept_in_half_the_memory(tmp_path):
+  shapes = {
+    "unet/kernel": (3, 2),
+    "text_encoder/encoder_norm/scale": (3,),
+    "text_encoder/mlp/kernel": (3, 4),
+  }
+  model = least.Model(shapes, frozen="text_encoder")
+  abstract = model.get_initial_variables(
+    jax.random.key(3), model.input_shapes(1)
+  )
+  path = str(tmp_path / "theirs")
+  checkpoints.save_tree(path, abstract["frozen"])
+  halves = [(".*/encoder_norm/.*", "float32"), ("text_enc.*", "bfloat16")]
+  initial = InitialCheckpoint(path=path, dtypes=halves)
+  run = tmp_path / "run"
+  train(run, model=model, frozen_checkpoint=initial)
+  for name, leaf in flat(checkpoints.load_tree(run / "frozen")).items():
+    assert leaf.dtype == ("float32" if "encoder_norm" in name else "bfloat16")
+  expected = abstract["frozen"]["text_encoder"]["mlp"]["kernel"]
+  kept = checkpoints.load_tree(run / "frozen")["text_encoder"]["mlp"]["kernel"]
+  np.testing.assert_array_equal(kept, expected.astype(jnp.bfloat16))
+  # And as a tree of its own, given by its path.
+  train(tmp_path / "again", model=model, frozen_checkpoint=str(run / "frozen"))
+  # What learns does so in float32.
+  trained = InitialCheckpoint(path=path, dtypes=[("unet/.*", "bfloat16")])
+  with pytest.raises(assignment.AssignmentError, match="is float32; dtypes"):
+    train(tmp_path / "x", model=model, initial_checkpoint=trained)
+  for rules, says in [
+    ([("text.*", "int8")], r"not \(regex, one of float32, bfloat16\)"),
+    ([("tex(t", "bfloat16")], "no regular expression"),
+    ([("ocr/.*", "bfloat16")], "matches no parameter"),
+  ]:
+    with pytest.raises(assignment.AssignmentError, match=says):
+      InitialCheckpoint(path=path, dtypes=rules).take(abstract["frozen"])
+
+
+def test_an_encoder_in_half_the_memory_says_nearly_the_same():
+  model = tiny.make_model(freeze_text_encoder=True)
+  frozen = model.get_initial_variables(
+    jax.random.key(3), model.input_shapes(1)
+  )["frozen"]
+  tokens = jnp.asarray([[70, 80, 90, 1, 0, 0]])
+
+  def encode(frozen):
+    told = model.encode_text({}, tokens, {"frozen": frozen}).text_embeddings
+    assert told.dtype == jnp.float32
+    return np.asarray(told)[:, :4]
+
+  wanted = encode(frozen)
+  found = encode(jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen))
+  assert 0 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
 # --- Several checkpoints. ---
 
 
