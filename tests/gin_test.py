@@ -411,6 +411,20 @@ def test_every_part_fits_a_tiny_experiment(name):
     assert jax.tree.leaves(variables(model))
 
 
+def test_a_deep_encoder_is_scanned_and_recomputed_by_two_bindings():
+  config.parse(
+    ["experiments/tiny.gin", "sizes/byt5_xxl.gin"],
+    [
+      *outputs("experiments/tiny.gin"),
+      "byt5.Byt5Config.scan_layers=True",
+      "byt5.Byt5Config.remat=True",
+    ],
+    run_mode="train",
+  )
+  encoder = variables(build())["params"]["text_encoder"]["encoder"]
+  assert encoder["layers"]["mlp"]["wo"]["kernel"].shape == (12352, 36, 4672)
+
+
 @pytest.mark.parametrize(
   ("name", "axis"),
   [("data_parallel", None), ("fsdp", "data"), ("model_parallel", "model")],
