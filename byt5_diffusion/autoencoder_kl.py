@@ -82,6 +82,11 @@ class AutoencoderKLConfig:
       )
 
   @property
+  def num_blocks(self) -> int:
+    """How many ResNet blocks there are: what tracing takes its time by."""
+    return len(self.channels) * (2 * self.num_res_blocks + 1) + 4
+
+  @property
   def downsampling(self) -> int:
     """Height and width of images must be multiples of this."""
     return 2 ** (len(self.channels) - 1)

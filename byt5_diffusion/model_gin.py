@@ -135,6 +135,8 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
   "vocab_size": (1, 2**20),
 }
 OTHER_BOUNDS = (-(2**31), 2**31)
+# Of a network: SDXL has 90, and 1000 take half a minute to trace.
+MAX_BLOCKS = 1000
 MAX_ENTRIES = 16  # of a list: each level of a UNet halves the sides
 CHOICES: Mapping[str, tuple[str, ...]] = {
   "dtype": ("bfloat16", "float16", "float32", "float64"),
@@ -362,6 +364,20 @@ def check_value(name: str, value: Any, where: str) -> None:
     )
 
 
+def check_blocks(made: Any, where: str) -> None:
+  """A network has at most MAX_BLOCKS blocks, whatever it multiplies them by.
+
+  Raises:
+    ConfigError: it has more.
+  """
+  count = getattr(made, "num_blocks", 0)
+  if count > MAX_BLOCKS:
+    raise ConfigError(
+      f"{where}: this {type(made).__name__} has {count} blocks, more than"
+      f" {MAX_BLOCKS}.{_REMEDY}"
+    )
+
+
 def _calls(classes: Sequence[str], separator: str) -> str:
   """As a gin file calls them: "@ocr.PatchFeatures() or @ocr.UNetFeatures()"."""
   return separator.join(
@@ -451,4 +467,7 @@ class _Evaluator:
       if self._limited:
         check_value(key.parameter, value, binding.where)
       bound[key.parameter] = value
-    return self._checker.objects[target](*args, **bound, **given)
+    made = self._checker.objects[target](*args, **bound, **given)
+    if self._limited:
+      check_blocks(made, where)
+    return made

@@ -192,6 +192,13 @@ class UNetConfig:
     return self.num_res_blocks
 
   @property
+  def num_blocks(self) -> int:
+    """About how many blocks there are: what tracing takes its time by."""
+    levels = zip(self.res_blocks, self.transformer_depth, strict=True)
+    both_ways = sum((2 * count + 1) * (1 + depth) for count, depth in levels)
+    return both_ways + 2 + self.mid_transformer_depth
+
+  @property
   def time_features(self) -> int:
     """Width of the time embedding."""
     return self.time_embedding_dim or 4 * self.channels[0]

@@ -784,6 +784,7 @@ LIMITS = {
   "length": (bound_to("max_text_length", "65537"), "max_text_length"),
   "layers": (bound_to("num_encoder_layers", "1001"), "0 .. 1000"),
   "blocks": (bound_to("num_res_blocks", "1001"), "num_res_blocks"),
+  "blocks of both ways": (bound_to("num_res_blocks", "600"), "than 1000"),
   "width": (bound_to("channels", "(65540,)"), "channels = 65540"),
   "by a macro": (bound_to("mlp_dim", "%W") + "W = 65537\n", "mlp_dim"),
   "levels": (bound_to("channels", str((8,) * 17)), "17 entries"),
