@@ -170,12 +170,17 @@ class DenoisingModel:
     return prediction.astype(jnp.float32)
 
   def denoise_fn(
-    self, params: PyTree, conditioning: conditions.Conditioning
+    self,
+    params: PyTree,
+    conditioning: conditions.Conditioning,
+    **dropout: Any,
   ) -> samplers.DenoiseFn:
     """The seam that samplers know: (noisy_latents, log_snr) -> Denoised."""
 
     def denoise(noisy_latents: Array, log_snr: Array) -> samplers.Denoised:
-      prediction = self.predict(params, noisy_latents, log_snr, conditioning)
+      prediction = self.predict(
+        params, noisy_latents, log_snr, conditioning, **dropout
+      )
       return self._denoised(prediction, noisy_latents, log_snr)
 
     return denoise
@@ -329,15 +334,13 @@ class DenoisingModel:
   ) -> conditions.Conditioning:
     """The conditioning with x0 as the UNet guesses it from no estimate."""
     nothing = jnp.zeros_like(noisy_latents)
-    first = self.predict(
-      params,
-      noisy_latents,
-      log_snr,
-      conditioning.with_channels(nothing),
-      **dropout,
+    denoise = self.denoise_fn(
+      params, conditioning.with_channels(nothing), **dropout
     )
-    x0 = self._denoised(first, noisy_latents, log_snr).x0
-    estimate = jax.lax.stop_gradient(x0)
+    if self.denoise_decorator is not None:
+      # As in drawing: x0 made of much noise may be thousands without bounds.
+      denoise = self.denoise_decorator(denoise)
+    estimate = jax.lax.stop_gradient(denoise(noisy_latents, log_snr).x0)
     if which is not None:
       estimate = jnp.where(which[:, None, None, None], estimate, nothing)
     return conditioning.with_channels(estimate)

@@ -1,5 +1,6 @@
 """What a text-to-image model promises beyond the contract."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -457,6 +458,11 @@ def test_training_tells_half_of_the_examples_an_estimate() -> None:
   assert 16 < with_estimate.sum() < 48
   # Evaluation sees what sampling sees: an estimate.
   np.testing.assert_allclose(model.eval_losses(params, batch), 4.0)
+  bounded = dataclasses.replace(
+    model, denoise_decorator=guidance.static_thresholding(0.5)
+  )
+  losses = bounded.eval_losses(params, batch)
+  np.testing.assert_allclose(losses, 1.5**2)
   # No gradient goes through the estimate: d/ds (s s0 + 1)^2, not of (s s + 1).
   gradient = jax.grad(
     lambda p: model.eval_losses(p, batch).mean(), allow_int=True
