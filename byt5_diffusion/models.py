@@ -77,7 +77,9 @@ class TextConditionedModel(denoising.DenoisingModel):
     for name in ("max_text_length", "max_semantic_length"):
       length = getattr(self, name)
       if length is not None and length < 1:
-        raise ValueError(f"{name}={length} must be positive.")
+        raise ValueError(
+          f"{name}={length} must be positive: set {name.upper()}."
+        )
 
   @property
   def semantic_vocab_size(self) -> int | None:

@@ -173,7 +173,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
   ),
   "no room for a caption": (
     train("new", "--gin.MAX_TEXT_LENGTH=0"),
-    ["text_tokens", "0", "positive"],
+    ["max_text_length=0", "positive", "MAX_TEXT_LENGTH"],
   ),
   "frozen weights that are not there": (
     [
