@@ -142,6 +142,11 @@ class KLCodec:
     return self._decode_tiles(params, x)
 
   def _apply(self, params: Any, method: str, x: jax.Array) -> Any:
+    if params is None:
+      raise ValueError(
+        "this model's codec has weights, but none were passed: give"
+        " flax_mutables={'frozen': {'codec': ...}}."
+      )
     return self.network.apply({"params": params}, x, method=method)
 
   def _overlap(self) -> int:

@@ -102,6 +102,11 @@ def test_decode_takes_the_scale_and_the_shift_back():
   np.testing.assert_allclose(actual, 2 * (latents + 1), atol=1e-5)
 
 
+def test_weights_must_be_given():
+  with pytest.raises(ValueError, match="flax_mutables"):
+    make_codec().decode(None, jnp.zeros((1, 4, 4, 4)))
+
+
 def test_every_parameter_has_named_axes():
   variables = jax.eval_shape(
     make_codec().init, jax.random.key(0), jnp.zeros((1, 4, 4, 3))
