@@ -145,6 +145,12 @@ class SuperResolutionModel(models.TextConditionedModel):
         raise ValueError(
           f"{self.crop_size=} does not fit into {self.image_size=}."
         )
+      if config.position_features and self.crop_size != tuple(self.image_size):
+        raise ValueError(
+          f"{self.crop_size=} of {self.image_size=}, but the UNet is told where"
+          " patches lie: whole pictures have places that no crop has. Set"
+          " UNetConfig.position_features = False."
+        )
 
   def _check_size(self, name: str, size: tuple[int, ...]) -> None:
     if len(size) != 2 or any(x < 1 or x % self.factor for x in size):

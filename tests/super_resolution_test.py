@@ -370,6 +370,13 @@ def test_a_picture_depends_on_its_own_inputs_alone(
     ({"crop_size": (3, 8)}, r"crop_size = \(3, 8\)"),
     ({"crop_size": (16, 16)}, "does not fit"),
     ({"crop_size": (8,)}, "crop_size"),
+    (
+      {
+        "crop_size": (4, 8),
+        "unet": tiny.make_unet(6, noise_level=True, position_features=True),
+      },
+      "position_features = False",
+    ),
     ({"prediction_type": "epsilon"}, "noise"),
   ],
 )
