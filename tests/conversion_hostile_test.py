@@ -418,6 +418,22 @@ def test_links_stay_in_their_folder_but_for_a_download_cache(tmp_path):
     sources.open_weights(index)
 
 
+def test_a_download_cache_of_a_pipeline(tmp_path):
+  """Its networks' files lie one folder deeper, and link to the same blobs."""
+  home = tmp_path / "models--who--what"
+  folder = home / "snapshots" / "1234" / "unet"
+  folder.mkdir(parents=True)
+  (home / "blobs").mkdir()
+  container(home / "blobs" / "5678", {"w": entry()}, bytes(8))
+  link = folder / "diffusion_pytorch_model.safetensors"
+  link.symlink_to("../../../blobs/5678")
+  assert tensor_files.file_inside(folder, link.name) == link
+  link.unlink()
+  link.symlink_to(container(home / "x.safetensors", {"w": entry()}, bytes(8)))
+  with pytest.raises(ConversionError, match=r"cp -rL"):
+    tensor_files.file_inside(folder, link.name)
+
+
 def test_a_pipeline_names_only_its_own_folders(tmp_path):
   (tmp_path / "secret").mkdir()
   (tmp_path / "secret" / "config.json").write_text('{"model_type": "t5"}')

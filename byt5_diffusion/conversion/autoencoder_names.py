@@ -168,7 +168,9 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """{name of ours: shape and dtype}; computes nothing."""
   network = autoencoder_kl.AutoencoderKL(config)
   side = config.downsampling
-  images = jnp.zeros((1, side, side, config.image_channels))
+  images = jax.ShapeDtypeStruct(
+    (1, side, side, config.image_channels), jnp.float32
+  )
   variables = jax.eval_shape(network.init, jax.random.key(0), images)
   leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
   return {"/".join(key.key for key in path): leaf for path, leaf in leaves}

@@ -137,7 +137,8 @@ def ignored(name: str, config: Config) -> bool:
 
 def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """{name of ours: shape and dtype}; computes nothing."""
-  images = jnp.zeros((1, config.image_size, config.image_size, 3))
+  side = config.image_size
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   network = clip_image.ClipImageEncoder(config)
   variables = jax.eval_shape(network.init, jax.random.key(0), images)
   leaves = jax.tree_util.tree_leaves_with_path(variables["params"])

@@ -18,6 +18,7 @@ import numpy as np
 from byt5_diffusion import byt5, stored_trees
 from byt5_diffusion.conversion import (
   autoencoder_names,
+  bounds,
   clip_names,
   names,
   t5_names,
@@ -139,14 +140,15 @@ def of_config(content: Any, where: str, kind: str = "auto") -> Family:
 def parse_config(family: Family, content: Any, where: str) -> Any:
   """The config of a family from a peer's JSON; errors name where."""
   try:
-    return family.module.config_from_json(content)
+    parsed = family.module.config_from_json(content)
   except ConversionError as error:
     raise ConversionError(f"{where}: {error}") from None
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+  except bounds.CONFIG_ERRORS as error:
     raise ConversionError(
       f"{where} can't be used as the config of a {family.kind}:"
       f" {str(error)[:200]}"
     ) from None
+  return bounds.checked(parsed, where)
 
 
 def to_json(network: Network) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def _compare(
   doubles: Mapping[str, Sequence[str]],
   ignored: Callable[[str], bool],
 ) -> None:
-  shapes = network.family.module.shapes(network.config)
+  shapes = bounds.shapes(network.family, network.config)
   problems = list(_differences(theirs, entries, where, shapes))
   used = {*where.values(), *(x for more in doubles.values() for x in more)}
   problems += [
@@ -430,7 +432,7 @@ def to_theirs(
 
 def _compare_ours(ours: Source, network: Network) -> None:
   place = network.place
-  shapes = network.family.module.shapes(network.config)
+  shapes = bounds.shapes(network.family, network.config)
   wanted = {f"{place}/{name}": leaf for name, leaf in shapes.items()}
   found = {k for k in ours.shapes if k.startswith(f"{place}/")}
   problems = [f"missing: {name}" for name in sorted(set(wanted) - found)]

@@ -177,9 +177,12 @@ def file_inside(folder: pathlib.Path, name: Any) -> pathlib.Path:
     )
   path = folder / name
   real = path.resolve()
-  homes = [folder.resolve()]
-  if homes[0].parent.name == "snapshots":
-    homes.append(homes[0].parent.parent / "blobs")
+  home = folder.resolve()
+  homes = [home]
+  # A pipeline's networks lie one folder below its revision.
+  for revision in (home, home.parent):
+    if revision.parent.name == "snapshots":
+      homes.append(revision.parent.parent / "blobs")
   if not any(real.is_relative_to(home) for home in homes):
     raise ConversionError(
       f"{path} is a link that leaves its folder; refused. Copy the folder with"

@@ -5,8 +5,6 @@ diffusion, unet_if_names.py DeepFloyd IF's own, unet_pieces.py what all are put
 together from.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
@@ -45,19 +43,20 @@ def entries(config: Config) -> list[Entry]:
 def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """{name: shape and dtype} of our parameters."""
   side = config.downsampling
-  batch: dict[str, Any] = {
-    "noisy_latents": jnp.zeros((1, side, side, config.in_channels)),
-    "time": jnp.zeros((1,)),
-    "text_embeddings": jnp.zeros((1, 1, config.cross_attention_dim)),
-    "text_mask": jnp.ones((1, 1), bool),
+  sizes: dict[str, tuple[int, ...]] = {
+    "noisy_latents": (1, side, side, config.in_channels),
+    "time": (1,),
+    "text_embeddings": (1, 1, config.cross_attention_dim),
   }
   if config.text_pooling == "given":
-    batch["pooled_text"] = jnp.zeros((1, config.pooled_text_dim))
+    sizes["pooled_text"] = (1, config.pooled_text_dim)
   if config.micro_conditioning_features:
-    batch["micro_conditioning"] = jnp.zeros((1, unet_config.MICRO_NUMBERS))
+    sizes["micro_conditioning"] = (1, unet_config.MICRO_NUMBERS)
   if config.noise_level:
-    batch["noise_level"] = jnp.zeros((1,))
+    sizes["noise_level"] = (1,)
+  batch = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in sizes.items()}
+  batch["text_mask"] = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
   params = jax.eval_shape(
-    lambda: unet.UNet(config).init(jax.random.key(0), **batch)["params"]
+    lambda x: unet.UNet(config).init(jax.random.key(0), **x)["params"], batch
   )
   return traverse_util.flatten_dict(params, sep="/")
