@@ -327,7 +327,8 @@ class TextToImageModel(TextConditionedModel):
       ValueError: the UNet has no such block.
     """
     count = len(images)
-    rngs = jax.random.split(jax.random.key(0), count)
+    # One key for all: what a codec draws must not depend on the row.
+    rngs = jnp.broadcast_to(jax.random.key(0), (count,))
     latents = self._encode_images({"images": images}, rngs, flax_mutables)
     levels = jnp.full((count,), log_snr, jnp.float32)
     noisy = diffusion.add_noise(latents, jnp.zeros_like(latents), levels)

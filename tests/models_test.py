@@ -131,6 +131,13 @@ def test_the_noise_is_not_that_which_the_codec_drew(
   assert abs(float(loss)) < 0.2
 
 
+def test_features_do_not_depend_on_the_row(params: Any) -> None:
+  model = tiny.make_model(codec=NoiseCodec())
+  images = jnp.zeros((2, tiny.HEIGHT, tiny.WIDTH, 3))
+  first, second = model.features(params, images, 0.0, "down_blocks_0")
+  np.testing.assert_allclose(first, second, atol=1e-6)
+
+
 def test_condition_dropout_of_one_ignores_the_caption(params: Any) -> None:
   batch = {k: jnp.asarray(v) for k, v in tiny.make_batch().items()}
   other = batch | {"text_tokens": batch["text_tokens"][::-1]}
