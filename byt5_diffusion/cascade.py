@@ -158,6 +158,12 @@ class Cascade:
     Raises:
       ValueError: no pictures and no base, a level that a model has not learnt.
     """
+    # What the last stage would refuse is said before the first one draws.
+    for upscaler in self.upscalers:
+      inference.check_request(
+        texts, seed, guidance_scale=upscale_guidance_scale
+      )
+      upscaler.check_augmentation(augmentation)
     if pictures is None:
       if self.base is None:
         raise ValueError("no stage of this cascade draws: pass pictures.")

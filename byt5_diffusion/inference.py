@@ -292,11 +292,7 @@ class Upscaler(_Artist):
         f"pictures of shape {pictures.shape}: {len(texts)} of "
         f"{shown(self.low_size)} pixels are wanted."
       )
-    most = self.model.max_augmentation
-    if augmentation is not None and not 0 <= augmentation <= most:
-      raise ValueError(
-        f"{augmentation=} is not in 0 .. {most}, which the model has learnt."
-      )
+    self.check_augmentation(augmentation)
     return self.draw(
       feature_converters.PIXELS[pictures],
       prompts.encode(self.model, self.captions, texts),
@@ -306,6 +302,14 @@ class Upscaler(_Artist):
       guidance_scale=guidance_scale,
       num_steps=num_steps,
     )
+
+  def check_augmentation(self, augmentation: float | None) -> None:
+    """Raises ValueError for a level that the model has not learnt."""
+    most = self.model.max_augmentation
+    if augmentation is not None and not 0 <= augmentation <= most:
+      raise ValueError(
+        f"{augmentation=} is not in 0 .. {most}, which the model has learnt."
+      )
 
   def draw(
     self,

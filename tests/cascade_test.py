@@ -98,6 +98,20 @@ def test_a_stage_s_picture_goes_on_where_the_cascade_did(
     rest.generate(TEXTS)
 
 
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"augmentation": 1.5}, "augmentation=1.5 is not in 0 .. 1"),
+    ({"upscale_guidance_scale": float("nan")}, "guidance_scale=nan"),
+  ],
+)
+def test_what_a_later_stage_refuses_is_said_before_anything_is_drawn(
+  stages: cascade.Cascade, options: dict[str, float], message: str
+) -> None:
+  with pytest.raises(ValueError, match=message):
+    next(stages.stages(TEXTS, **options))
+
+
 def test_pictures_of_any_size_are_fitted(upscaler: Any) -> None:
   stage = cascade.Cascade(upscalers=(upscaler,))
   picture = np.zeros((40, 40, 3), np.uint8)
