@@ -7,8 +7,9 @@ float32: those multiply [m, k] by [k, n] at full speed, but not what the rules
 of differentiation make of it, x^T dy with the long axis first in both, nor a
 convolution whose kernel must be turned around first.
 
-The gradients of the CPU's forms are rules of their own (jax.custom_vjp), so
-there is no forward-mode differentiation (jax.jvp) through them.
+The gradients of the CPU's forms, and those of bfloat16 products with float32
+sums, are rules of their own (jax.custom_vjp), so there is no forward-mode
+differentiation (jax.jvp) through them.
 
 Letters in shape comments: B batch, h w height and width, C channels in, F
 features out, kh kw the kernel's height and width, N rows of a matrix.
@@ -43,6 +44,8 @@ def product(
   if _own_gradient(x, kernel) and output_dtype in (None, "float32"):
     y = _product(x.reshape(-1, x.shape[-1]), kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
+  if output_dtype == "float32" and x.dtype == kernel.dtype == jnp.bfloat16:
+    return _wide_product(x, kernel)
   return jnp.matmul(x, kernel, preferred_element_type=output_dtype)
 
 
@@ -65,6 +68,33 @@ def _product_backward(
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def _wide_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """bfloat16 [..., C] times [C, F] -> float32; bfloat16 on the way back, too.
+
+  JAX's own gradient multiplies the float32 cotangent by x and kernel made
+  float32: products that accelerators are slower at.
+  """
+  return jnp.matmul(x, kernel, preferred_element_type="float32")
+
+
+def _wide_product_forward(
+  x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _wide_product(x, kernel), (x, kernel)
+
+
+def _wide_product_backward(
+  saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = saved
+  dy = dy.astype(x.dtype)
+  return jnp.matmul(dy, kernel.T), jnp.einsum("...c,...f->cf", x, dy)
+
+
+_wide_product.defvjp(_wide_product_forward, _wide_product_backward)
 
 
 def transposed_product(x: jax.Array, y: jax.Array) -> jax.Array:

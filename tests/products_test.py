@@ -176,6 +176,32 @@ def test_output_dtype_is_that_of_the_sum():
   assert y.dtype == "bfloat16"
 
 
+def test_wide_sums_are_differentiated_by_products_of_bfloat16():
+  """Not by float32 ones, which accelerators are slower at."""
+  x, kernel = (
+    normal(i, *shape).astype("bfloat16")
+    for i, shape in enumerate([(2, 3, 8), (8, 4)])
+  )
+
+  def wide(x, kernel):
+    return products.product(x, kernel, "float32")
+
+  results = value_and_gradients(wide, x, kernel)
+  expected = value_and_gradients(
+    jnp.matmul, *(a.astype("float32") for a in (x, kernel))
+  )
+  assert [a.dtype for a in results] == ["float32", "bfloat16", "bfloat16"]
+  for actual, plain in zip(results, expected, strict=True):
+    assert_close(actual, plain, 0.01)
+
+  gradient = jax.grad(lambda *args: jnp.square(wide(*args)).sum(), (0, 1))
+  equations = jax.make_jaxpr(gradient)(x, kernel).eqns
+  found = [e for e in equations if e.primitive.name == "dot_general"]
+  assert len(found) == 2  # The forward one is in a call of its own.
+  for equation in found:
+    assert all(v.aval.dtype == "bfloat16" for v in equation.invars)
+
+
 def test_forms_batch_and_rematerialize():
   """Under vmap and jax.checkpoint, as the rest of a network."""
   x, kernel = normal(0, 3, 2, 4, 4, 3), normal(1, 3, 3, 3, 5)
