@@ -203,6 +203,7 @@ def test_no_other_callable_is_even_named(tmp_path, function):
     ({"w": tensor(shape=(3, 3))}, "outside of its storage"),
     ({"w": tensor(offset=1)}, "outside of its storage"),
     ({"w": tensor(offset=-1)}, "impossible place"),
+    ({"w": tensor(shape=(0, 3), offset=7)}, "impossible place"),
     ({"w": tensor(strides=(-3, 1))}, "impossible shape"),
     ({"w": tensor(shape=(9, 9, 9), strides=(0, 0, 0))}, "repeats"),
     ({"w": tensor(shape=(2**40,), strides=(1,))}, "outside of its storage"),

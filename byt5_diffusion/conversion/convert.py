@@ -120,7 +120,8 @@ def _theirs(
   if rest:
     raise ConversionError(
       f"{source.what} does not say what networks {', '.join(sorted(rest))} are:"
-      " give a run's folder, or the config.json by --config (and --kind)."
+      " give a run's folder, or the config.json by --config, or take the other"
+      " networks alone by --kind."
     )
   if to == "transformers":
     wrong = [p for p, x in networks.items() if x.family.library != to]

@@ -203,7 +203,8 @@ def _tensor(
     steps = tensor_files.check_shape(strides, "a tensor's stride")
   except ConversionError as error:
     raise _Refused(str(error)) from None
-  if len(sizes) != len(steps) or type(offset) is not int or offset < 0:
+  inside = type(offset) is int and 0 <= offset <= storage.length
+  if len(sizes) != len(steps) or not inside:
     raise _Refused("a tensor has an impossible place")
   pairs = list(zip(sizes, steps, strict=True))
   if any(size > 1 and not step for size, step in pairs):

@@ -301,8 +301,8 @@ def _open_file(
     if given is None:
       if len(own) != 1:
         raise ConversionError(
-          f"{file} does not say what network it is: give its config.json by"
-          " --config."
+          f"{file} does not say what network it is: put its config.json beside"
+          " it, or give `convert` that by --config."
         )
       [network] = own.values()
       given = network, families.to_json(network)
