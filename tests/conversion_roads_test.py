@@ -366,6 +366,13 @@ def test_a_failed_conversion_leaves_nothing(tree, tmp_path, to, monkeypatch):
   assert set(tmp_path.iterdir()) == before
 
 
+def test_a_folder_that_cannot_be_made_is_named(tree, tmp_path):
+  folder, _ = tree
+  (tmp_path / "file").write_text("")
+  with pytest.raises(names.ConversionError, match="file can't be made"):
+    convert.convert(folder, tmp_path / "file" / "out")
+
+
 def test_hashes_are_checked_before_anything_is_written(tree, tmp_path):
   folder, _ = tree
   convert.convert(folder, tmp_path / "hf", to="transformers")

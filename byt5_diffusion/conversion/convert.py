@@ -264,7 +264,12 @@ def execute(
     stored_trees.nbytes(leaf.shape, leaf.dtype)
     for leaf in done.source.shapes.values()
   )
-  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConversionError(
+      f"{path.parent} can't be made: {error.strerror}."
+    ) from None
   free = shutil.disk_usage(path.parent).free
   if free < total:
     raise ConversionError(
