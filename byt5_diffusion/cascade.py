@@ -161,7 +161,10 @@ class Cascade:
     # What the last stage would refuse is said before the first one draws.
     for upscaler in self.upscalers:
       inference.check_request(
-        texts, seed, guidance_scale=upscale_guidance_scale
+        texts,
+        seed,
+        upscale_num_steps,
+        guidance_scale=upscale_guidance_scale,
       )
       upscaler.check_augmentation(augmentation)
     if pictures is None:

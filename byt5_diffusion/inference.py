@@ -341,11 +341,16 @@ def artist_of(model: Any) -> type[Generator] | type[Upscaler]:
 
 
 def check_request(
-  texts: Sequence[str], seed: int, **scales: float | None
+  texts: Sequence[str],
+  seed: int,
+  num_steps: int | None = None,
+  **scales: float | None,
 ) -> None:
   """Raises ValueError for what cannot be drawn."""
   if not texts:
     raise ValueError("generate() needs at least one text.")
+  if num_steps is not None and num_steps < 1:
+    raise ValueError(f"{num_steps=} must be positive.")
   for name, scale in scales.items():
     if scale is not None and not math.isfinite(scale):
       raise ValueError(f"{name}={scale} must be a finite number.")

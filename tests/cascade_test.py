@@ -103,6 +103,7 @@ def test_a_stage_s_picture_goes_on_where_the_cascade_did(
   [
     ({"augmentation": 1.5}, "augmentation=1.5 is not in 0 .. 1"),
     ({"upscale_guidance_scale": float("nan")}, "guidance_scale=nan"),
+    ({"upscale_num_steps": 0}, "num_steps=0 must be positive"),
   ],
 )
 def test_what_a_later_stage_refuses_is_said_before_anything_is_drawn(
