@@ -123,6 +123,11 @@ def _open(
   if not (run_dir / "model.gin").is_file():
     # A run's checkpoint_<step> is told by the run's own model.gin.
     if not (run_dir.parent / "model.gin").is_file() or not run_dir.is_dir():
+      for name in ("raw", "trust_config"):
+        if getattr(flags, name):
+          raise names.ConversionError(
+            f"--{name} is for a run's folder, and {flags.source} is none."
+          )
       return _open_other(flags, flags.kind), None
     run_dir = run_dir.parent
   # Which kinds there are is known once the model is.

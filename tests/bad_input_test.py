@@ -324,6 +324,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ["convert", "run", "x", "--to=diffusers"],
     ["diffusers"],
   ),
+  "converting what has no average without it": (
+    ["convert", "file", "x", "--raw"],
+    ["--raw is for a run", "file is none"],
+  ),
   "converting with settings": (
     ["convert", "run", "x", "--gin.X=1"],
     ["convert takes no --gin."],
