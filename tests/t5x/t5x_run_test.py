@@ -454,7 +454,8 @@ def test_t5x_reads_every_recipe(
 ) -> None:
   """Its names exist, and nothing but the user's paths is left open."""
   flags = ["--run_mode=train", f"--gin_file={recipe}", "--dry_run"]
-  paths = ["MODEL_DIR", "INITIAL_CHECKPOINT_PATH"]  # The second of few.
+  # All but the first of few.
+  paths = ["MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "UNET_PATH", "BYT5_PATH"]
   flags += [f"--gin.{name}='/nowhere'" for name in paths]
   server.run(*flags, devices=1)
 
