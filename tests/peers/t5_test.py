@@ -105,8 +105,14 @@ def check_whole(seed, sizes=None):
     loading.assert_close(y, expected, seed)
 
 
-def check_greedy(seed, sizes=None, length=24):
+def check_greedy(sizes):
   """Step by step with a cache, until the end or the limit."""
+  # A network may be drawn whose texts all end at once: then another one is.
+  assert any(written_as_theirs(loading.new_seed(), sizes) for _ in range(8))
+
+
+def written_as_theirs(seed, sizes, length=24):
+  """Asserts equal texts; whether there was more to compare than their ends."""
   rng = np.random.default_rng(seed)
   config = draw_config(rng, sizes)
   peer = to_peer(config, rng)
@@ -149,7 +155,7 @@ def check_greedy(seed, sizes=None, length=24):
       row[: len(wanted)][:sure], wanted[:sure], err_msg=f"{seed=}"
     )
     seen += sure
-  assert seen > len(ours)
+  return seen > len(ours)
 
 
 def test_encoder_equals_transformers():
@@ -166,11 +172,11 @@ def test_every_form_equals_transformers(sizes):
   for _ in range(2):
     check_encoder(loading.new_seed(), sizes)
     check_whole(loading.new_seed(), sizes)
-    check_greedy(loading.new_seed(), sizes)
+    check_greedy(sizes)
 
 
 def test_writing_greedily_equals_transformers():
-  check_greedy(loading.new_seed(), SIZES[1])
+  check_greedy(SIZES[1])
 
 
 def random_text(rng):
