@@ -124,7 +124,7 @@ def _theirs(
       " networks alone by --kind."
     )
   if to == "transformers":
-    wrong = [p for p, x in networks.items() if x.family.library != to]
+    wrong = [p for p, x in networks.items() if x.family.peer != to]
     if wrong or len(networks) != 1:
       raise ConversionError(
         f"--to transformers writes one T5 or CLIP, and {source.what} holds"

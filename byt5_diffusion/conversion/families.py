@@ -40,7 +40,7 @@ class Family(NamedTuple):
     place: its name in our models, and in front of its parameters.
     module: its names and configs.
     classes: `_class_name`, an architecture or `model_type` of a config.json.
-    library: whose folders hold it: "diffusers" or "transformers".
+    peer: whose folders hold it: "diffusers" or "transformers".
     folder: its name in a pipeline's folder.
   """
 
@@ -48,7 +48,7 @@ class Family(NamedTuple):
   place: str
   module: Any
   classes: tuple[str, ...]
-  library: str
+  peer: str
   folder: str
 
 

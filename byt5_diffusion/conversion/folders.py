@@ -51,7 +51,7 @@ def write_network(
   theirs = families.to_theirs(ours, network, entries)
   folder.mkdir(parents=True)
   _write_json(folder / "config.json", families.to_json(network))
-  stem = _STEMS[network.family.library]
+  stem = _STEMS[network.family.peer]
   read = _reading(theirs, advance)
   safetensors_files.write_sharded(
     folder, stem, theirs.shapes, read, max_shard_bytes
@@ -101,7 +101,7 @@ def write_pipeline(
     write_network(folder / name, ours, network, advance)
     content = families.to_json(network)
     kind = content.get("_class_name") or content["architectures"][0]
-    index[name] = [network.family.library, kind]
+    index[name] = [network.family.peer, kind]
     if _is_byt5(network):
       own = name.replace("text_encoder", "tokenizer")
       (folder / own).mkdir()
@@ -127,7 +127,7 @@ def single_file_entries(network: Network) -> list[names.Entry]:
   if make is None:
     raise ConversionError(
       f"A single file holds no {network.family.kind}: write a folder by --to"
-      f" {network.family.library}."
+      f" {network.family.peer}."
     )
   return list(make())
 

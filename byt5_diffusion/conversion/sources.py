@@ -257,11 +257,11 @@ def _named(
   )
   counts = {"arrays that this network ignores": len(left)} if left else {}
   networks = {network.place: network}
-  library = network.family.library
+  peer = network.family.peer
   return Weights(
     named,
     networks,
-    f"{library} {kind}",
+    f"{peer} {kind}",
     files,
     counts,
     _spelled(network, entries),
