@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_DIR ?= demo
 DEMO_FLAGS ?=
-EXTRAS ?= data,typography,pango,skia,dev
+EXTRAS ?= data,cld3,typography,layouts,pango,skia,scores,dev
 # What tests compare with: PyTorch, diffusers, transformers. `make test PEERS=`
 # does without them.
 PEERS ?= parity

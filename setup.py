@@ -28,16 +28,36 @@ CORE = [
 ]
 EXTRAS = {
   # Live SeqIO pipelines and `prepare`.
-  "data": ["seqio>=0.0.19", "tensorflow>=2.19"],
+  "data": [
+    "fsspec>=2024.6",
+    "py3langid>=0.3",
+    "pyarrow>=17",
+    "seqio>=0.0.19",
+    "simplejpeg>=1.8",
+    "tensorflow>=2.19",
+  ],
+  # Language identification as mC4 did it.
+  "cld3": ["cld3-py>=3.1"],
+  # Pages of HTML and SVG: WeasyPrint wants the system's libpango.
+  "layouts": [
+    "pypdfium2>=4.30",
+    "resvg-py>=0.2",
+    "weasyprint>=66",
+  ],
+  # Mean average precision of boxes.
+  "scores": ["pycocotools>=2.0.8"],
+  # Pictures of data sets that are lists of addresses.
+  "download": ["img2dataset>=1.46"],
   # Tokens of a second text encoder, to draw by without SeqIO.
   "semantic": ["sentencepiece>=0.2.1"],
   # Drawing text: needs no library of the system.
-  "typography": ["uharfbuzz>=0.57"],
+  "typography": ["babel>=2.14", "uharfbuzz>=0.57"],
   # Other backends for it: Pango wants libpango and libcairo, skia libEGL.
   "pango": ["cairocffi>=1.7", "pangocairocffi>=0.7"],
   "skia": ["skia-python>=138"],
   "dev": [
     "hypothesis>=6.100",
+    "mmh3>=5.0",
     "mypy>=1.15",
     "pytest>=8.3",
     "ruff>=0.11",
@@ -45,7 +65,12 @@ EXTRAS = {
   ],
   # Peers for parity tests. The exact torch keeps pip from resolving to a
   # newer build with gigabytes of CUDA packages.
-  "parity": ["diffusers>=0.35", "torch==2.13.0", "transformers>=5.0"],
+  "parity": [
+    "diffusers>=0.35",
+    "torch==2.13.0",
+    "transformers>=5.0",
+    "webdataset>=0.2.100",
+  ],
   # What T5X needs besides; itself and airio are not on PyPI (docs/t5x.md).
   "t5x": [
     "cached_property>=2.0",

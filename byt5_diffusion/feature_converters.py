@@ -1,9 +1,9 @@
 """Task features -> model batch: the list of batch keys, shapes and dtypes.
 
-`FEATURES` (a caption to draw), `SEMANTIC_FEATURES` (the same for two encoders)
-and `READING_FEATURES` (a picture to read) are the only places where they are
-written down. Two roads lead from a task's
-example to a batch, and give the same bits:
+`FEATURES` (a caption to draw), `SEMANTIC_FEATURES` (the same for two encoders),
+`ANNOTATED_FEATURES` (with boxes, masks and style) and `READING_FEATURES` (a
+picture to read) are the only places where they are written down. Two roads lead
+from a task's example to a batch, and give the same bits:
 
   live      SeqIO dataset -> the converter that the class makes -> batch
   prepared  record of an ArrayRecord shard -> its `convert` -> batch
@@ -111,6 +111,70 @@ READING_FEATURES = (
   ),
   TEXT_TOKENS,
   _EXAMPLE_ID,
+)
+
+# FEATURES, and what is known of the picture besides (data/annotated.py). Boxes
+# and the mask are of the picture as the model gets it.
+ANNOTATED_FEATURES = (
+  *FEATURES,
+  Feature(
+    task_name="boxes",
+    task_dtype="float32",
+    task_shape=("<= N", 4),
+    batch_name="boxes",
+    batch_dtype="float32",
+    batch_shape=("B", "N", 4),
+    meaning="left, top, right, bottom as shares of width and height; 0 = none",
+    padded=True,
+  ),
+  Feature(
+    task_name="box_labels",
+    task_dtype="int32",
+    task_shape=("<= N",),
+    batch_name="box_labels",
+    batch_dtype="int32",
+    batch_shape=("B", "N"),
+    meaning="what each box is: place in annotated.LABELS; 0 = padding",
+    padded=True,
+  ),
+  Feature(
+    task_name="box_spans",
+    task_dtype="int32",
+    task_shape=("<= N", 2),
+    batch_name="box_spans",
+    batch_dtype="int32",
+    batch_shape=("B", "N", 2),
+    meaning="first token of the box's text in text_tokens, and the one behind "
+    "its last; 0, 0 = not there",
+    padded=True,
+  ),
+  Feature(
+    task_name="region_mask",
+    task_dtype="uint8",
+    task_shape=("H", "W"),
+    batch_name="region_mask",
+    batch_dtype="uint8",
+    batch_shape=("B", "H", "W"),
+    meaning="what lies at each pixel: place in annotated.LABELS; 0 = nothing",
+  ),
+  Feature(
+    task_name="style",
+    task_dtype="float32",
+    task_shape=(14,),
+    batch_name="style",
+    batch_dtype="float32",
+    batch_shape=("B", 14),
+    meaning="the numbers of annotated.STYLE; NaN = unknown",
+  ),
+  Feature(
+    task_name="language",
+    task_dtype="int32",
+    task_shape=(1,),
+    batch_name="language",
+    batch_dtype="int32",
+    batch_shape=("B", 1),
+    meaning="row of languages.TABLE; -1 = none of them",
+  ),
 )
 
 # float of every pixel value. A table, because a compiler may turn x / 127.5
@@ -263,6 +327,12 @@ class ReadingFeatureConverter(FeatureConverter):
   """What a reader of patches learns from: READING_FEATURES."""
 
   FEATURES: ClassVar[tuple[Feature, ...]] = READING_FEATURES
+
+
+class AnnotatedFeatureConverter(FeatureConverter):
+  """As TextToImageFeatureConverter, with ANNOTATED_FEATURES."""
+
+  FEATURES: ClassVar[tuple[Feature, ...]] = ANNOTATED_FEATURES
 
 
 class SemanticFeatureConverter(FeatureConverter):

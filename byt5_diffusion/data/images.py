@@ -11,6 +11,7 @@ import io
 import os
 import pathlib
 import stat
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -151,6 +152,48 @@ def check_mode(mode: str) -> None:
   """Raises ValueError for another mode than `fit` knows."""
   if mode not in ("pad", "crop"):
     raise ValueError(f'{mode=} must be "pad" or "crop".')
+
+
+class Placement(NamedTuple):
+  """Where `fit` puts a picture: x' = x * scale_x + left, y alike.
+
+  Attributes:
+    scale_y, scale_x: pixels of the frame per pixel of the picture.
+    top, left: of the picture's corner in the frame; negative if cropped away.
+  """
+
+  scale_y: float
+  scale_x: float
+  top: float
+  left: float
+
+
+def placement(
+  size: tuple[int, int], height: int, width: int, mode: str = "pad"
+) -> Placement:
+  """Where `fit` puts a picture of `size` (rows, columns)."""
+  check_mode(mode)
+  if size == (height, width):
+    return Placement(1.0, 1.0, 0.0, 0.0)
+  scales = (height / size[0], width / size[1])
+  if mode == "pad":
+    rows = max(1, round(size[0] * min(scales)))
+    columns = max(1, round(size[1] * min(scales)))
+    return Placement(
+      rows / size[0],
+      columns / size[1],
+      (height - rows) // 2,
+      (width - columns) // 2,
+    )
+  rows = min(max(1, round(height / max(scales))), size[0])
+  columns = min(max(1, round(width / max(scales))), size[1])
+  scale_y, scale_x = height / rows, width / columns
+  return Placement(
+    scale_y,
+    scale_x,
+    -((size[0] - rows) // 2) * scale_y,
+    -((size[1] - columns) // 2) * scale_x,
+  )
 
 
 def fit(

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import images, patches
+from byt5_diffusion.data import annotated, images, patches, regions
 
 
 class Picture(Protocol):
@@ -35,6 +35,14 @@ class Picture(Protocol):
 
   def make(self, image: np.ndarray) -> np.ndarray:
     """The feature's value for a picture of any size."""
+
+  def annotate(
+    self,
+    example: annotated.Annotated,
+    size: tuple[int, int],
+    lengths: Mapping[str, int],
+  ) -> dict[str, np.ndarray]:
+    """Features of what is known of a picture whose size is (height, width)."""
 
   def check_lengths(self, lengths: Mapping[str, int], task: str) -> None:
     """Raises ValueError if TASK_FEATURE_LENGTHS has no room for the feature."""
@@ -72,12 +80,45 @@ class Frame:
   def make(self, image: np.ndarray) -> np.ndarray:
     return images.fit(image, self.height, self.width, self.fit)
 
+  def annotate(
+    self,
+    example: annotated.Annotated,
+    size: tuple[int, int],
+    lengths: Mapping[str, int],
+  ) -> dict[str, np.ndarray]:
+    del example, size, lengths
+    return {}
+
   def check_lengths(self, lengths: Mapping[str, int], task: str) -> None:
     if lengths.get("image", self.height) != self.height:
       raise ValueError(
         f'TASK_FEATURE_LENGTHS["image"] is {lengths["image"]}, but pictures of '
         f"{task!r} are {self.height} x {self.width} pixels."
       )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnotatedFrame(Frame):
+  """As Frame, with regions, style and language: ANNOTATED_FEATURES."""
+
+  features: ClassVar[tuple[feature_converters.Feature, ...]] = (
+    feature_converters.ANNOTATED_FEATURES
+  )
+
+  def annotate(
+    self,
+    example: annotated.Annotated,
+    size: tuple[int, int],
+    lengths: Mapping[str, int],
+  ) -> dict[str, np.ndarray]:
+    return regions.features(
+      example,
+      size,
+      (self.height, self.width),
+      self.fit,
+      max_regions=lengths.get("boxes"),
+      max_length=lengths.get("text_tokens"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +151,15 @@ class PatchGrid:
   def make(self, image: np.ndarray) -> np.ndarray:
     scaled = patches.scale(image, self.patch_size, self.max_patches)
     return patches.cut(scaled, self.patch_size)
+
+  def annotate(
+    self,
+    example: annotated.Annotated,
+    size: tuple[int, int],
+    lengths: Mapping[str, int],
+  ) -> dict[str, np.ndarray]:
+    del example, size, lengths
+    return {}
 
   def check_lengths(self, lengths: Mapping[str, int], task: str) -> None:
     if lengths.get("patches", self.max_patches) < self.max_patches:

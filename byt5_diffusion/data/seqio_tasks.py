@@ -3,13 +3,22 @@
 Their sources give numbers, and a Python function makes an example of each.
 """
 
+import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import native_logs, pictures, pieces
+from byt5_diffusion.data import captions as captions_lib
+from byt5_diffusion.data import (
+  native_logs,
+  pictures,
+  pieces,
+  supplies,
+  task_metrics,
+)
 
 with native_logs.quiet():
   import seqio
@@ -123,3 +132,102 @@ def make_examples(
   ds = ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
   ds = ds.filter(lambda example: example["good"])
   return ds.map(lambda example: {name: example[name] for name in shapes})
+
+
+class SupplySource(NumberedSource):
+  """Numbers of a supply's examples, with their split and a seed.
+
+  Attributes:
+    fingerprint: see Supply.
+  """
+
+  def __init__(self, supply: supplies.Supply):
+    self._supply = supply
+    self.fingerprint = supply.fingerprint
+    super().__init__(dict(supply.sizes))
+
+  def get_dataset(
+    self,
+    split: str = "train",
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    **unused: Any,
+  ) -> tf.data.Dataset:
+    """Every shard orders all numbers alike, then takes its own of them."""
+    count = self.num_input_examples(split)
+    seed = 0 if seed is None or not shuffle else seed
+    ds = tf.data.Dataset.range(count)
+    if shuffle and not self._supply.endless:
+      ds = ds.shuffle(count, seed=seed)
+    if shard_info is not None:
+      ds = ds.shard(shard_info.num_shards, shard_info.index)
+    return ds.map(
+      lambda index: {
+        "split": tf.constant(split),
+        "index": index,
+        "seed": tf.cast(seed, tf.int64),
+      }
+    )
+
+
+def _make_all(
+  ds: tf.data.Dataset,
+  sequence_length: Mapping[str, int] | None = None,
+  *,
+  maker: supplies.Maker,
+) -> tf.data.Dataset:
+  """Preprocessor: {split, index, seed} -> the task's features."""
+  lengths = sequence_length or {}  # T5X measures them by asking without any.
+  maker.picture.check_lengths(lengths, maker.supply.name)
+
+  def make(split: bytes, index: int, seed: int) -> Example | None:
+    return maker.make(split.decode(), int(index), int(seed), lengths)
+
+  features = maker.captions.features_with(maker.picture.features)
+  keys = ["split", "index", "seed"]
+  return make_examples(ds, make, keys, maker.picture, features)
+
+
+def add_supply_task(name: str, maker: supplies.Maker) -> None:
+  """Registers the SeqIO task of a supply."""
+  features = maker.captions.features_with(maker.picture.features)
+  seqio.TaskRegistry.add(
+    name,
+    source=SupplySource(maker.supply),
+    preprocessors=[functools.partial(_make_all, maker=maker)],
+    output_features=output_features(features, maker.captions.semantic),
+    metric_fns=[task_metrics.mean_loss],
+    # The source shuffles numbers; pictures need not wait in memory.
+    shuffle_buffer_size=None,
+  )
+  captions_lib.register(name, maker.captions)
+
+
+def register(table: Mapping[str, supplies.Kind], name: str) -> str:
+  """Registers what a name says (data/supplies.py), once.
+
+  Args:
+    table: of a module of tasks/.
+    name: of a task.
+
+  Returns:
+    SeqIO's name of the task; a name of no kind of the table as it is.
+
+  Raises:
+    ValueError: see supplies.parse.
+  """
+  if name in seqio.TaskRegistry.names():
+    return name
+  called = name.partition(":")[0]
+  digest = hashlib.blake2b(name.encode("utf-8"), digest_size=4).hexdigest()
+  short = f"{called}_{digest}"
+  if short in seqio.TaskRegistry.names():
+    return short
+  parsed = supplies.parse(table, name)
+  if parsed is None:
+    return name
+  supply, picture, captions = parsed
+  maker = supplies.Maker(supply=supply, picture=picture, captions=captions)
+  add_supply_task(short, maker)
+  return short

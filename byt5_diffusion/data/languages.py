@@ -1,0 +1,144 @@
+"""The languages that ByT5 has read, and how much of each."""
+
+import functools
+from typing import NamedTuple
+
+OTHER = 255  # In arrays of uint8: none of the table's languages.
+
+
+class Language(NamedTuple):
+  """A row of the table.
+
+  Attributes:
+    code: mC4's, which is cld3's: "iw" is Hebrew, "no" Norwegian.
+    name: in English.
+    pages_m: pages of mC4, in millions.
+    percent: of ByT5's training examples.
+  """
+
+  code: str
+  name: str
+  pages_m: float
+  percent: float
+
+
+# mT5's table 6 (Xue et al. 2021, arXiv 2010.11934); 107 rows.
+TABLE: tuple[Language, ...] = (
+  Language("en", "English", 3067.0, 5.67),
+  Language("ru", "Russian", 756.0, 3.71),
+  Language("es", "Spanish", 416.0, 3.09),
+  Language("de", "German", 397.0, 3.05),
+  Language("fr", "French", 333.0, 2.89),
+  Language("it", "Italian", 186.0, 2.43),
+  Language("pt", "Portuguese", 169.0, 2.36),
+  Language("pl", "Polish", 126.0, 2.15),
+  Language("nl", "Dutch", 96.0, 1.98),
+  Language("tr", "Turkish", 88.0, 1.93),
+  Language("ja", "Japanese", 87.0, 1.92),
+  Language("vi", "Vietnamese", 79.0, 1.87),
+  Language("id", "Indonesian", 70.0, 1.8),
+  Language("cs", "Czech", 60.0, 1.72),
+  Language("zh", "Chinese", 55.0, 1.67),
+  Language("fa", "Persian", 54.0, 1.67),
+  Language("ar", "Arabic", 53.0, 1.66),
+  Language("sv", "Swedish", 49.0, 1.61),
+  Language("ro", "Romanian", 46.0, 1.58),
+  Language("el", "Greek", 42.0, 1.54),
+  Language("uk", "Ukrainian", 39.0, 1.51),
+  Language("hu", "Hungarian", 37.0, 1.48),
+  Language("da", "Danish", 29.0, 1.38),
+  Language("fi", "Finnish", 27.0, 1.35),
+  Language("no", "Norwegian", 25.0, 1.33),
+  Language("bg", "Bulgarian", 23.0, 1.29),
+  Language("hi", "Hindi", 19.0, 1.21),
+  Language("sk", "Slovak", 18.0, 1.19),
+  Language("ko", "Korean", 16.0, 1.14),
+  Language("th", "Thai", 15.0, 1.14),
+  Language("ca", "Catalan", 14.0, 1.12),
+  Language("ms", "Malay", 13.0, 1.09),
+  Language("iw", "Hebrew", 12.0, 1.06),
+  Language("lt", "Lithuanian", 11.0, 1.04),
+  Language("sl", "Slovenian", 8.5, 0.95),
+  Language("mr", "Marathi", 7.8, 0.93),
+  Language("bn", "Bengali", 7.4, 0.91),
+  Language("et", "Estonian", 6.9, 0.89),
+  Language("lv", "Latvian", 6.4, 0.87),
+  Language("az", "Azerbaijani", 5.3, 0.82),
+  Language("gl", "Galician", 4.6, 0.79),
+  Language("cy", "Welsh", 4.1, 0.76),
+  Language("sq", "Albanian", 4.1, 0.76),
+  Language("ta", "Tamil", 3.5, 0.73),
+  Language("sr", "Serbian", 3.4, 0.72),
+  Language("ne", "Nepali", 2.9, 0.69),
+  Language("lb", "Luxembourgish", 2.7, 0.68),
+  Language("hy", "Armenian", 2.4, 0.65),
+  Language("kk", "Kazakh", 2.4, 0.65),
+  Language("ka", "Georgian", 2.3, 0.64),
+  Language("mt", "Maltese", 2.3, 0.64),
+  Language("af", "Afrikaans", 2.2, 0.63),
+  Language("fil", "Filipino", 2.1, 0.62),
+  Language("is", "Icelandic", 2.1, 0.62),
+  Language("mk", "Macedonian", 2.1, 0.62),
+  Language("ml", "Malayalam", 2.1, 0.62),
+  Language("mn", "Mongolian", 2.1, 0.62),
+  Language("ur", "Urdu", 1.9, 0.61),
+  Language("be", "Belarusian", 1.7, 0.59),
+  Language("la", "Latin", 1.7, 0.58),
+  Language("eu", "Basque", 1.6, 0.57),
+  Language("tg", "Tajik", 1.3, 0.54),
+  Language("te", "Telugu", 1.2, 0.52),
+  Language("fy", "West Frisian", 1.1, 0.51),
+  Language("kn", "Kannada", 1.1, 0.51),
+  Language("ky", "Kyrgyz", 1.0, 0.5),
+  Language("sw", "Swahili", 1.0, 0.5),
+  Language("so", "Somali", 0.9, 0.48),
+  Language("my", "Burmese", 0.8, 0.47),
+  Language("uz", "Uzbek", 0.8, 0.46),
+  Language("km", "Khmer", 0.8, 0.46),
+  Language("ru-Latn", "Russian (Latin)", 0.7, 0.46),
+  Language("sd", "Sindhi", 0.7, 0.45),
+  Language("gu", "Gujarati", 0.6, 0.43),
+  Language("hi-Latn", "Hindi (Latin)", 0.6, 0.43),
+  Language("jv", "Javanese", 0.6, 0.42),
+  Language("zu", "Zulu", 0.6, 0.42),
+  Language("si", "Sinhala", 0.5, 0.41),
+  Language("ja-Latn", "Japanese (Latin)", 0.5, 0.41),
+  Language("eo", "Esperanto", 0.5, 0.4),
+  Language("co", "Corsican", 0.5, 0.4),
+  Language("ga", "Irish", 0.5, 0.4),
+  Language("el-Latn", "Greek (Latin)", 0.4, 0.39),
+  Language("zh-Latn", "Chinese (Latin)", 0.4, 0.37),
+  Language("pa", "Punjabi", 0.4, 0.37),
+  Language("ceb", "Cebuano", 0.4, 0.36),
+  Language("mg", "Malagasy", 0.3, 0.36),
+  Language("ps", "Pashto", 0.3, 0.36),
+  Language("sn", "Shona", 0.3, 0.35),
+  Language("gd", "Scottish Gaelic", 0.3, 0.35),
+  Language("ku", "Kurdish", 0.3, 0.34),
+  Language("hmn", "Hmong", 0.3, 0.34),
+  Language("su", "Sundanese", 0.3, 0.34),
+  Language("ht", "Haitian Creole", 0.3, 0.33),
+  Language("ha", "Hausa", 0.2, 0.33),
+  Language("ny", "Chichewa", 0.2, 0.29),
+  Language("am", "Amharic", 0.2, 0.29),
+  Language("bg-Latn", "Bulgarian (Latin)", 0.2, 0.29),
+  Language("yi", "Yiddish", 0.1, 0.28),
+  Language("lo", "Lao", 0.1, 0.28),
+  Language("mi", "Maori", 0.1, 0.25),
+  Language("sm", "Samoan", 0.1, 0.25),
+  Language("ig", "Igbo", 0.09, 0.24),
+  Language("haw", "Hawaiian", 0.08, 0.24),
+  Language("xh", "Xhosa", 0.07, 0.22),
+  Language("st", "Sotho", 0.07, 0.22),
+  Language("yo", "Yoruba", 0.05, 0.2),
+)
+
+
+@functools.cache
+def _rows() -> dict[str, int]:
+  return {language.code: i for i, language in enumerate(TABLE)}
+
+
+def row(code: str) -> int:
+  """Place of a code in TABLE; -1 if it is not there."""
+  return _rows().get(code, -1)
