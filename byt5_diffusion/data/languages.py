@@ -142,3 +142,18 @@ def _rows() -> dict[str, int]:
 def row(code: str) -> int:
   """Place of a code in TABLE; -1 if it is not there."""
   return _rows().get(code, -1)
+
+
+def identify(text: str, identifier: str = "py3langid") -> tuple[str, float]:
+  """Language of a text and how sure that is: (mC4's code or "und", [0, 1]).
+
+  Args:
+    text: any.
+    identifier: "py3langid" (extra "data") or "cld3" (extra "cld3").
+
+  Raises:
+    ImportError: the identifier is not installed; names the extra.
+  """
+  from byt5_diffusion.data import language_id  # It needs this module.
+
+  return language_id.identify(text, identifier)
