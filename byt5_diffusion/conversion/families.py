@@ -8,14 +8,13 @@ under other names, and read nothing before they are asked to.
 
 import functools
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from byt5_diffusion import byt5, stored_trees
+from byt5_diffusion import stored_trees
 from byt5_diffusion.conversion import (
   autoencoder_names,
   bounds,
@@ -448,53 +447,3 @@ def _compare_ours(ours: Source, network: Network) -> None:
       f"{ours.what}: {place} is not what its config describes:"
       f" {len(problems)} differences: {'; '.join(problems[:MOST_DIFFERENCES])}."
     )
-
-
-# --- T5's config, where no file tells it. ---
-
-_T5_TOP = ("token_embedder", "encoder", "decoder")
-
-
-def is_t5_root(found: Collection[str]) -> bool:
-  """Whether names are those of a T5 by itself, as T5X's networks have them."""
-  return bool(found) and all(name.split("/")[0] in _T5_TOP for name in found)
-
-
-def t5_config(source: Source, prefix: str = "") -> byt5.Byt5Config:
-  """The config of a T5 from its arrays' shapes.
-
-  Args:
-    source: of unrolled names.
-    prefix: in front of them, with its slash.
-
-  Raises:
-    ConversionError: an array that tells a size is missing.
-  """
-
-  def size(name: str, axis: int) -> int:
-    leaf = source.shapes.get(prefix + name)
-    if leaf is None or len(leaf.shape) <= axis:
-      raise ConversionError(
-        f"{source.what} holds no {prefix}{name}: it is no T5 1.1 or ByT5."
-      )
-    return int(leaf.shape[axis])
-
-  def depth(side: str) -> int:
-    pattern = re.compile(re.escape(f"{prefix}{side}/layers_") + r"(\d+)/.*")
-    found = {m[1] for name in source.shapes if (m := pattern.fullmatch(name))}
-    return len(found)
-
-  heads = size("encoder/relpos_bias/rel_embedding", 0)
-  width = size("encoder/layers_0/attention/query/kernel", 1)
-  if not heads or width % heads:
-    raise ConversionError(f"{source.what}: {heads} heads can't share {width}.")
-  return byt5.Byt5Config(
-    vocab_size=size("token_embedder/embedding", 0),
-    embed_dim=size("token_embedder/embedding", 1),
-    num_heads=heads,
-    head_dim=width // heads,
-    mlp_dim=size("encoder/layers_0/mlp/wi_0/kernel", 1),
-    num_encoder_layers=depth("encoder"),
-    num_decoder_layers=depth("decoder"),
-    relpos_num_buckets=size("encoder/relpos_bias/rel_embedding", 1),
-  )

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from byt5_diffusion import byt5, stored_trees
+from byt5_diffusion import stored_trees
 from byt5_diffusion.conversion import names, tensor_files
 
 ConversionError = names.ConversionError
@@ -105,39 +105,3 @@ def _shape(
     )
   sizes = tensor_files.check_shape(list(shape), f"{prefix}: {name[:80]}")
   return jax.ShapeDtypeStruct(sizes, kind)
-
-
-def config(source: stored_trees.Source) -> byt5.Byt5Config:
-  """The sizes of a T5, by its arrays' shapes.
-
-  Raises:
-    ConversionError: an array that tells a size is missing.
-  """
-
-  def size(name: str, axis: int) -> int:
-    leaf = source.shapes.get(name)
-    if leaf is None or len(leaf.shape) <= axis:
-      raise ConversionError(
-        f"{source.what} holds no {name}: it is no T5 1.1 or ByT5."
-      )
-    return int(leaf.shape[axis])
-
-  def depth(side: str) -> int:
-    pattern = re.compile(rf"{side}/block_(\d{{3}})/.*")
-    return len({m[1] for k in source.shapes if (m := pattern.fullmatch(k))})
-
-  first = "encoder/block_000/layer_000/SelfAttention"
-  heads = size(f"{first}/relative_attention_bias", 0)
-  width = size(f"{first}/q", 1)
-  if not heads or width % heads:
-    raise ConversionError(f"{source.what}: {heads} heads can't share {width}.")
-  return byt5.Byt5Config(
-    vocab_size=size("shared/embedding", 0),
-    embed_dim=size("shared/embedding", 1),
-    num_heads=heads,
-    head_dim=width // heads,
-    mlp_dim=size("encoder/block_000/layer_001/DenseReluDense/wi_0/kernel", 1),
-    num_encoder_layers=depth("encoder"),
-    num_decoder_layers=depth("decoder"),
-    relpos_num_buckets=size(f"{first}/relative_attention_bias", 1),
-  )

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from byt5_diffusion import byt5, checkpoints, stored_trees, t5x_checkpoints
+from byt5_diffusion import checkpoints, stored_trees, t5x_checkpoints
 from byt5_diffusion.conversion import (
   families,
   manifest,
@@ -348,7 +348,7 @@ def _open_mesh_tf(prefix: pathlib.Path, kind: str) -> Weights:
   source = mesh_tf_files.open_source(prefix)
   if kind not in ("auto", "t5"):
     raise ConversionError(f"{prefix} is of a t5, and {kind} was asked for.")
-  config = mesh_tf_files.config(source)
+  config = t5_names.mesh_tf_config(source)
   family = families.FAMILIES["t5"]
   network = Network(family, config, family.place)
   left = [k for k in source.shapes if t5_names.mesh_tf_ignored(k, config)]
@@ -398,7 +398,7 @@ def _open_checkpoint(
   if views.is_stacked(source.shapes):
     source = views.unrolled(source)
   where = {name: name for name in source.shapes}
-  if families.is_t5_root(source.shapes):
+  if t5_names.is_root(source.shapes):
     where = {f"text_encoder/{name}": name for name in source.shapes}
     source = views.renamed(source, where)
   for place in ("text_encoder", "semantic_encoder"):
@@ -406,7 +406,7 @@ def _open_checkpoint(
       source.shapes
     ):
       family = families.FAMILIES["t5"]
-      t5_config: byt5.Byt5Config = families.t5_config(source, f"{place}/")
+      t5_config = t5_names.t5x_config(source, f"{place}/")
       networks[place] = Network(family, t5_config, place)
   source, networks = only(source, networks, kind, str(folder))
   sources_of = {

@@ -11,15 +11,18 @@ Our tree is T5X's, so T5X's names are ours. What a file may hold besides:
 
 import functools
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from byt5_diffusion import byt5, byt5_decoder
+from byt5_diffusion import byt5, byt5_decoder, stored_trees
 from byt5_diffusion.conversion import names
+
+Source = stored_trees.Source
+ConversionError = names.ConversionError
 
 # HuggingFace keeps the table of embeddings once and names it three times.
 ALIASES: Mapping[str, str] = {
@@ -86,7 +89,7 @@ def config_from_json(
     content, "layer_norm_epsilon", (_EPSILON, None), f"an epsilon of {_EPSILON}"
   )
   if not encoder_only and _scaled_logits(content):
-    raise names.ConversionError(
+    raise ConversionError(
       "config.json: 'tie_word_embeddings' is not false: logits are those of"
       " T5 1.0, scaled and made by the table of embeddings. Supported are"
       " logits with a matrix of their own (T5 1.1, ByT5); the encoder alone can"
@@ -124,7 +127,7 @@ def _require(
   content: Mapping[str, Any], key: str, values: tuple[Any, ...], what: str
 ) -> None:
   if content.get(key) not in values:
-    raise names.ConversionError(
+    raise ConversionError(
       f"config.json: {key!r} is {str(content.get(key))[:60]!r}; supported:"
       f" {what}."
     )
@@ -133,7 +136,7 @@ def _require(
 def _size(content: Mapping[str, Any], key: str) -> int:
   value = content.get(key, _DEFAULTS.get(key))
   if type(value) is not int or not 1 <= value < 2**24:
-    raise names.ConversionError(
+    raise ConversionError(
       f"config.json: {key!r} is {str(value)[:60]!r}, not a positive integer."
     )
   return value
@@ -165,6 +168,89 @@ def config_to_json(config: byt5.Byt5Config) -> dict[str, Any]:
     "eos_token_id": 1,
     **tokenizer,
   }
+
+
+# What a T5 by itself begins its names with, in T5X's networks.
+_TOP = ("token_embedder", "encoder", "decoder")
+
+
+def is_root(found: Collection[str]) -> bool:
+  """Whether names are those of a T5 by itself, as T5X's networks have them."""
+  return bool(found) and all(name.split("/")[0] in _TOP for name in found)
+
+
+class _SizeNames(NamedTuple):
+  """Arrays that tell a T5's sizes; `layer` finds a layer's number."""
+
+  embedding: str
+  relpos: str
+  query: str
+  wi: str
+  layer: str
+
+
+_T5X_SIZES = _SizeNames(
+  "token_embedder/embedding",
+  "encoder/relpos_bias/rel_embedding",
+  "encoder/layers_0/attention/query/kernel",
+  "encoder/layers_0/mlp/wi_0/kernel",
+  r"{side}/layers_(\d+)/.*",
+)
+_MESH_TF_SIZES = _SizeNames(
+  "shared/embedding",
+  "encoder/block_000/layer_000/SelfAttention/relative_attention_bias",
+  "encoder/block_000/layer_000/SelfAttention/q",
+  "encoder/block_000/layer_001/DenseReluDense/wi_0/kernel",
+  r"{side}/block_(\d{{3}})/.*",
+)
+
+
+def t5x_config(source: Source, prefix: str = "") -> byt5.Byt5Config:
+  """The config of a T5 in T5X's unrolled names, from its arrays' shapes.
+
+  Args:
+    source: of the arrays.
+    prefix: in front of the names, with its slash.
+
+  Raises:
+    ConversionError: an array that tells a size is missing.
+  """
+  return _config_of_shapes(source, prefix, _T5X_SIZES)
+
+
+def mesh_tf_config(source: Source) -> byt5.Byt5Config:
+  """The same, in Mesh TensorFlow's names."""
+  return _config_of_shapes(source, "", _MESH_TF_SIZES)
+
+
+def _config_of_shapes(
+  source: Source, prefix: str, told: _SizeNames
+) -> byt5.Byt5Config:
+  def size(name: str, axis: int) -> int:
+    leaf = source.shapes.get(prefix + name)
+    if leaf is None or len(leaf.shape) <= axis:
+      raise ConversionError(
+        f"{source.what} holds no {prefix}{name}: it is no T5 1.1 or ByT5."
+      )
+    return int(leaf.shape[axis])
+
+  def depth(side: str) -> int:
+    pattern = re.compile(re.escape(prefix) + told.layer.format(side=side))
+    return len({m[1] for k in source.shapes if (m := pattern.fullmatch(k))})
+
+  heads, width = size(told.relpos, 0), size(told.query, 1)
+  if not heads or width % heads:
+    raise ConversionError(f"{source.what}: {heads} heads can't share {width}.")
+  return byt5.Byt5Config(
+    vocab_size=size(told.embedding, 0),
+    embed_dim=size(told.embedding, 1),
+    num_heads=heads,
+    head_dim=width // heads,
+    mlp_dim=size(told.wi, 1),
+    num_encoder_layers=depth("encoder"),
+    num_decoder_layers=depth("decoder"),
+    relpos_num_buckets=size(told.relpos, 1),
+  )
 
 
 @functools.cache
