@@ -101,8 +101,11 @@ def test_what_cannot_be_built_is_the_configs_fault(tmp_path):
 def test_published_sizes_are_within_the_bounds():
   for configs in single_files.PUBLISHED.values():
     for place, kind in (("unet", "unet"), ("codec", "autoencoder")):
-      families.parse_config(families.FAMILIES[kind], configs[place], "x")
+      family, content = families.FAMILIES[kind], configs[place]
+      found = families.parse_config(family, content, "x")
+      assert len(found.channels) == len(content["block_out_channels"])
   xxl = {"num_layers": 36, "num_decoder_layers": 12, "d_model": 4672}
   xxl |= {"d_ff": 12352, "num_heads": 64, "d_kv": 64, "vocab_size": 384}
   content = T5 | {"architectures": None, "tie_word_embeddings": False} | xxl
-  families.parse_config(families.FAMILIES["t5"], content, "x")
+  found = families.parse_config(families.FAMILIES["t5"], content, "x")
+  assert (found.num_encoder_layers, found.mlp_dim) == (36, 12352)

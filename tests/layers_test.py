@@ -2,6 +2,7 @@
 
 import math
 
+import arrays
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,31 +11,9 @@ import pytest
 from byt5_diffusion import layers
 
 
-def normal(seed, *shape):
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-  """Within tolerance of the largest expected number."""
-  expected = np.asarray(expected, np.float64)
-  error = np.abs(np.asarray(actual, np.float64) - expected).max()
-  assert error <= tolerance * np.abs(expected).max()
-
-
-def value_and_gradients(function, *args):
-  """function(*args) and its pullback of a fixed random cotangent."""
-
-  @jax.jit
-  def both(*args):
-    y, pullback = jax.vjp(function, *args)
-    return y, *pullback(jnp.asarray(normal(9, *y.shape)))
-
-  return both(*args)
-
-
 def test_group_norm_equals_its_definition():
-  x = 3.0 + normal(0, 2, 4, 6, 8)
-  scale, bias = normal(1, 8), normal(2, 8)
+  x = 3.0 + arrays.normal(0, 2, 4, 6, 8)
+  scale, bias = arrays.normal(1, 8), arrays.normal(2, 8)
   grouped = x.astype(np.float64).reshape(2, 24, 4, 2)
   mean = grouped.mean((1, 3), keepdims=True)
   variance = grouped.var((1, 3), keepdims=True)
@@ -42,11 +21,11 @@ def test_group_norm_equals_its_definition():
   y = jax.jit(layers.GroupNorm(4).apply)(
     {"params": {"scale": scale, "bias": bias}}, x
   )
-  assert_close(y, expected * scale + bias)
+  arrays.assert_close(y, expected * scale + bias)
 
 
 def test_group_norm_of_a_constant_is_its_bias():
-  bias = normal(0, 8)
+  bias = arrays.normal(0, 8)
   params = {"scale": np.ones(8, np.float32), "bias": bias}
   y = jax.jit(layers.GroupNorm(2).apply)(
     {"params": params}, np.full((1, 4, 4, 8), 1.7, np.float32)
@@ -64,8 +43,8 @@ def test_group_norm_refuses_channels_that_its_groups_do_not_divide():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layer_and_rms_norm_equal_their_definitions(dtype):
-  x = jnp.asarray(2.0 + normal(0, 3, 64), dtype)
-  scale, bias = normal(1, 64), normal(2, 64)
+  x = jnp.asarray(2.0 + arrays.normal(0, 3, 64), dtype)
+  scale, bias = arrays.normal(1, 64), arrays.normal(2, 64)
   exact = np.asarray(x, np.float64)
   centred = exact - exact.mean(-1, keepdims=True)
   variance = exact.var(-1, keepdims=True)
@@ -74,24 +53,26 @@ def test_layer_and_rms_norm_equal_their_definitions(dtype):
     {"params": {"scale": scale, "bias": bias}}, x
   )
   assert y.dtype == dtype
-  assert_close(y, centred / np.sqrt(variance + 1e-5) * scale + bias, tolerance)
+  arrays.assert_close(
+    y, centred / np.sqrt(variance + 1e-5) * scale + bias, tolerance
+  )
   y = jax.jit(layers.RMSNorm(dtype=dtype).apply)(
     {"params": {"scale": scale}}, x
   )
   mean_square = np.square(exact).mean(-1, keepdims=True)
-  assert_close(y, exact / np.sqrt(mean_square + 1e-6) * scale, tolerance)
+  arrays.assert_close(y, exact / np.sqrt(mean_square + 1e-6) * scale, tolerance)
 
 
 def test_group_norm_statistics_are_float32_for_bfloat16_images():
   # In bfloat16 a sum of 1024 ones would stop at 256.
-  x = jnp.asarray(1.0 + normal(0, 1, 32, 32, 4), "bfloat16")
+  x = jnp.asarray(1.0 + arrays.normal(0, 1, 32, 32, 4), "bfloat16")
   params = {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}
   low = jax.jit(layers.GroupNorm(2, dtype="bfloat16").apply)(
     {"params": params}, x
   )
   high = jax.jit(layers.GroupNorm(2).apply)({"params": params}, x)
   assert low.dtype == "bfloat16"
-  assert_close(low, high, 2**-8)
+  arrays.assert_close(low, high, 2**-8)
 
 
 def plain_attention(query, key, value, bias):
@@ -102,27 +83,29 @@ def plain_attention(query, key, value, bias):
 
 def test_attention_equals_softmax_attention():
   args = (
-    normal(0, 2, 5, 3, 4),
-    normal(1, 2, 7, 3, 4),
-    normal(2, 2, 7, 3, 4),
-    normal(3, 2, 3, 5, 7),
+    arrays.normal(0, 2, 5, 3, 4),
+    arrays.normal(1, 2, 7, 3, 4),
+    arrays.normal(2, 2, 7, 3, 4),
+    arrays.normal(3, 2, 3, 5, 7),
   )
-  actual = value_and_gradients(layers.attention, *args)
-  expected = value_and_gradients(plain_attention, *args)
+  actual = arrays.value_and_gradients(layers.attention, *args)
+  expected = arrays.value_and_gradients(plain_attention, *args)
   for a, e in zip(actual, expected, strict=True):
-    assert_close(a, e)
+    arrays.assert_close(a, e)
 
 
 def test_masked_keys_have_no_weight_and_an_empty_row_no_nan():
-  query, key = normal(0, 2, 5, 1, 4), normal(1, 2, 6, 1, 4)
-  value = normal(2, 2, 6, 1, 4)
+  query, key = arrays.normal(0, 2, 5, 1, 4), arrays.normal(1, 2, 6, 1, 4)
+  value = arrays.normal(2, 2, 6, 1, 4)
   mask = np.arange(6) < np.array([[4], [0]])
   bias = layers.mask_bias(mask[:, None, None])
-  y, *gradients = value_and_gradients(
+  y, *gradients = arrays.value_and_gradients(
     lambda q, k, v: layers.attention(q, k, v, bias), query, key, value
   )
-  assert_close(y[:1], layers.attention(query[:1], key[:1, :4], value[:1, :4]))
-  assert_close(y[1], np.broadcast_to(value[1].mean(0), y[1].shape))
+  arrays.assert_close(
+    y[:1], layers.attention(query[:1], key[:1, :4], value[:1, :4])
+  )
+  arrays.assert_close(y[1], np.broadcast_to(value[1].mean(0), y[1].shape))
   for gradient in gradients:
     assert np.isfinite(gradient).all()
   assert not np.any(gradients[1][0, 4:])
@@ -158,5 +141,5 @@ def test_query_init_is_smaller_by_the_root_of_the_head_dim():
   shape = (64, 512)
   plain = layers.ATTENTION_INIT(jax.random.key(0), shape, "float32")
   scaled = layers.query_init(16)(jax.random.key(0), shape, "float32")
-  assert_close(scaled * 4.0, plain)
+  arrays.assert_close(scaled * 4.0, plain)
   assert np.std(plain) == pytest.approx(64**-0.5, rel=0.02)

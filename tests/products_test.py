@@ -1,33 +1,12 @@
 """Each form of a product or a convolution against the plain one."""
 
+import arrays
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from byt5_diffusion import products
-
-
-def normal(seed, *shape):
-  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-  """Within tolerance of the largest expected number."""
-  expected = np.asarray(expected, np.float64)
-  error = np.abs(np.asarray(actual, np.float64) - expected).max()
-  assert error <= tolerance * np.abs(expected).max()
-
-
-def value_and_gradients(function, *args):
-  """function(*args) and its pullback of a fixed random cotangent."""
-
-  @jax.jit
-  def both(*args):
-    y, pullback = jax.vjp(function, *args)
-    return y, *pullback(jnp.asarray(normal(9, *y.shape)))
-
-  return both(*args)
 
 
 @pytest.mark.parametrize(
@@ -41,21 +20,21 @@ def value_and_gradients(function, *args):
   ],
 )
 def test_columns_equal_convolution(size, stride, padding):
-  x, kernel = normal(0, 2, 6, 8, 3), normal(1, size, size, 3, 5)
+  x, kernel = arrays.normal(0, 2, 6, 8, 3), arrays.normal(1, size, size, 3, 5)
   results = [
-    value_and_gradients(
+    arrays.value_and_gradients(
       lambda x, kernel, form=form: form(x, kernel, stride, padding), x, kernel
     )
     for form in (products.conv_as_columns, products.conv_as_convolution)
   ]
   for actual, expected in zip(*results, strict=True):
-    assert_close(actual, expected)
+    arrays.assert_close(actual, expected)
 
 
 def test_product_equals_convolution():
-  x, kernel = normal(0, 2, 6, 8, 3), normal(1, 1, 1, 3, 5)
+  x, kernel = arrays.normal(0, 2, 6, 8, 3), arrays.normal(1, 1, 1, 3, 5)
   results = [
-    value_and_gradients(
+    arrays.value_and_gradients(
       lambda x, kernel, form=form: form(x, kernel, 1, products.NO_PADDING),
       x,
       kernel,
@@ -63,22 +42,22 @@ def test_product_equals_convolution():
     for form in (products.conv_as_product, products.conv_as_convolution)
   ]
   for actual, expected in zip(*results, strict=True):
-    assert_close(actual, expected)
+    arrays.assert_close(actual, expected)
 
 
 def test_upsampling_by_parity_equals_convolution_of_the_doubled_image():
-  x, kernel = normal(0, 2, 3, 5, 4), normal(1, 3, 3, 4, 6)
+  x, kernel = arrays.normal(0, 2, 3, 5, 4), arrays.normal(1, 3, 3, 4, 6)
 
   def plain(x, kernel):
     doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     padding = ((1, 1), (1, 1))
     return products.conv_as_convolution(doubled, kernel, 1, padding)
 
-  expected = value_and_gradients(plain, x, kernel)
+  expected = arrays.value_and_gradients(plain, x, kernel)
   for function in (products.upsample_conv_by_parity, products.upsample_conv):
-    actual = value_and_gradients(function, x, kernel)
+    actual = arrays.value_and_gradients(function, x, kernel)
     for a, e in zip(actual, expected, strict=True):
-      assert_close(a, e)
+      arrays.assert_close(a, e)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +86,19 @@ def test_conv_is_a_product_of_columns_only_for_few_positions_on_a_cpu(
   ],
 )
 def test_every_gradient_of_a_convolution_equals_xla_s(form, size, padding):
-  x, kernel = normal(0, 2, 6, 8, 3), normal(1, *size, 3, 5)
-  actual = value_and_gradients(
+  x, kernel = arrays.normal(0, 2, 6, 8, 3), arrays.normal(1, *size, 3, 5)
+  actual = arrays.value_and_gradients(
     lambda x, kernel: products.conv_by_gradient(x, kernel, padding, form),
     x,
     kernel,
   )
-  expected = value_and_gradients(
+  expected = arrays.value_and_gradients(
     lambda x, kernel: products.conv_as_convolution(x, kernel, 1, padding),
     x,
     kernel,
   )
   for a, e in zip(actual, expected, strict=True):
-    assert_close(a, e)
+    arrays.assert_close(a, e)
 
 
 def test_every_gradient_form_is_chosen_somewhere():
@@ -139,16 +118,16 @@ def test_every_gradient_form_is_chosen_somewhere():
 
 @pytest.mark.parametrize("width", [6, 5000])
 def test_product_s_gradients_equal_the_plain_ones(width):
-  x, kernel = normal(0, 2, 3, width), normal(1, width, 4)
-  actual = value_and_gradients(products.product, x, kernel)
-  expected = value_and_gradients(jnp.matmul, x, kernel)
+  x, kernel = arrays.normal(0, 2, 3, width), arrays.normal(1, width, 4)
+  actual = arrays.value_and_gradients(products.product, x, kernel)
+  expected = arrays.value_and_gradients(jnp.matmul, x, kernel)
   for a, e in zip(actual, expected, strict=True):
-    assert_close(a, e)
+    arrays.assert_close(a, e)
 
 
 def test_other_platforms_and_dtypes_keep_xla_s_own_gradients(monkeypatch):
   """Nothing of the CPU's forms is in their programs."""
-  x, kernel = normal(0, 2, 6, 8, 3), normal(1, 3, 3, 3, 5)
+  x, kernel = arrays.normal(0, 2, 6, 8, 3), arrays.normal(1, 3, 3, 3, 5)
 
   def program(function, *args):
     # A function of its own, or JAX would remember the other backend's trace.
@@ -179,20 +158,20 @@ def test_output_dtype_is_that_of_the_sum():
 def test_wide_sums_are_differentiated_by_products_of_bfloat16():
   """Not by float32 ones, which accelerators are slower at."""
   x, kernel = (
-    normal(i, *shape).astype("bfloat16")
+    arrays.normal(i, *shape).astype("bfloat16")
     for i, shape in enumerate([(2, 3, 8), (8, 4)])
   )
 
   def wide(x, kernel):
     return products.product(x, kernel, "float32")
 
-  results = value_and_gradients(wide, x, kernel)
-  expected = value_and_gradients(
+  results = arrays.value_and_gradients(wide, x, kernel)
+  expected = arrays.value_and_gradients(
     jnp.matmul, *(a.astype("float32") for a in (x, kernel))
   )
   assert [a.dtype for a in results] == ["float32", "bfloat16", "bfloat16"]
   for actual, plain in zip(results, expected, strict=True):
-    assert_close(actual, plain, 0.01)
+    arrays.assert_close(actual, plain, 0.01)
 
   gradient = jax.grad(lambda *args: jnp.square(wide(*args)).sum(), (0, 1))
   equations = jax.make_jaxpr(gradient)(x, kernel).eqns
@@ -204,7 +183,7 @@ def test_wide_sums_are_differentiated_by_products_of_bfloat16():
 
 def test_forms_batch_and_rematerialize():
   """Under vmap and jax.checkpoint, as the rest of a network."""
-  x, kernel = normal(0, 3, 2, 4, 4, 3), normal(1, 3, 3, 3, 5)
+  x, kernel = arrays.normal(0, 3, 2, 4, 4, 3), arrays.normal(1, 3, 3, 3, 5)
 
   def loss(x, kernel):
     y = jax.checkpoint(products.conv)(x, kernel)
@@ -212,4 +191,4 @@ def test_forms_batch_and_rematerialize():
 
   together = jax.jit(jax.vmap(jax.grad(loss), (0, None)))(x, kernel)
   for i in range(3):
-    assert_close(together[i], jax.jit(jax.grad(loss))(x[i], kernel))
+    arrays.assert_close(together[i], jax.jit(jax.grad(loss))(x[i], kernel))

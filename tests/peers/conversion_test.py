@@ -27,20 +27,7 @@ diffusers = pytest.importorskip("diffusers", reason="it loads what we write")
 transformers = pytest.importorskip("transformers", reason="as diffusers")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-SIZES = {
-  "BYT5_EMBED_DIM": 16,
-  "BYT5_NUM_HEADS": 2,
-  "BYT5_HEAD_DIM": 8,
-  "BYT5_MLP_DIM": 32,
-  "BYT5_NUM_ENCODER_LAYERS": 2,
-  "UNET_CHANNELS": (8, 16),
-  "UNET_NUM_RES_BLOCKS": 1,
-  "UNET_TRANSFORMER_DEPTH": (1, 0),
-  "UNET_NUM_HEADS": (2, 2),
-  "UNET_NORM_GROUPS": 4,
-  "VAE_CHANNELS": (8, 8),
-  "VAE_NUM_RES_BLOCKS": 1,
-  "VAE_NORM_GROUPS": 4,
+SIZES = loading.TINY_SIZES | {
   "MAX_TEXT_LENGTH": 16,
   "IMAGE_HEIGHT": 16,
   "IMAGE_SIZE": (16, 16),

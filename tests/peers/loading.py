@@ -9,6 +9,23 @@ from flax import traverse_util
 
 from byt5_diffusion.conversion import names
 
+# The published sizes' macros, tiny.
+TINY_SIZES = {
+  "BYT5_EMBED_DIM": 16,
+  "BYT5_NUM_HEADS": 2,
+  "BYT5_HEAD_DIM": 8,
+  "BYT5_MLP_DIM": 32,
+  "BYT5_NUM_ENCODER_LAYERS": 2,
+  "UNET_CHANNELS": (8, 16),
+  "UNET_NUM_RES_BLOCKS": 1,
+  "UNET_TRANSFORMER_DEPTH": (1, 0),
+  "UNET_NUM_HEADS": (2, 2),
+  "UNET_NORM_GROUPS": 4,
+  "VAE_CHANNELS": (8, 8),
+  "VAE_NUM_RES_BLOCKS": 1,
+  "VAE_NORM_GROUPS": 4,
+}
+
 
 def new_seed() -> int:
   """Another one each run; a test says it when it fails."""

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import checkpoints
+from peers import loading
 
 torch = pytest.importorskip("torch", reason="the peers need it")
 diffusers = pytest.importorskip("diffusers", reason="it writes a UNet")
@@ -23,22 +24,6 @@ transformers = pytest.importorskip("transformers", reason="it writes a ByT5")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RECIPE = "experiments/sd21_byt5_base.gin"
-# The published sizes' macros, tiny.
-SIZES = {
-  "BYT5_EMBED_DIM": 16,
-  "BYT5_NUM_HEADS": 2,
-  "BYT5_HEAD_DIM": 8,
-  "BYT5_MLP_DIM": 32,
-  "BYT5_NUM_ENCODER_LAYERS": 2,
-  "UNET_CHANNELS": (8, 16),
-  "UNET_NUM_RES_BLOCKS": 1,
-  "UNET_TRANSFORMER_DEPTH": (1, 0),
-  "UNET_NUM_HEADS": (2, 2),
-  "UNET_NORM_GROUPS": 4,
-  "VAE_CHANNELS": (8, 8),
-  "VAE_NUM_RES_BLOCKS": 1,
-  "VAE_NORM_GROUPS": 4,
-}
 RUN = {
   "MAX_TEXT_LENGTH": 16,
   "IMAGE_HEIGHT": 16,
@@ -135,7 +120,7 @@ def command(folder, *arguments):
 def flags(published, pictures, **overrides):
   folder = published[0]
   values = {
-    **SIZES,
+    **loading.TINY_SIZES,
     **RUN,
     "MIXTURE_OR_TASK_NAME": f"image_caption_folder:{pictures}@16x16",
     "UNET_PATH": str(folder / "stable-diffusion-2-1"),
