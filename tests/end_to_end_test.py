@@ -251,6 +251,7 @@ def test_the_same_command_with_more_steps_goes_on(work: pathlib.Path) -> None:
   assert len(losses(work / "resumed")) == 2
 
 
+@pytest.mark.slow
 def test_a_recipe_starts_from_another_run(
   work: pathlib.Path, trained: pathlib.Path, prepared: pathlib.Path
 ) -> None:

@@ -235,6 +235,7 @@ def test_infer_writes_an_image_beside_each_target(
     )
 
 
+@pytest.mark.slow
 def test_evaluate_scores_a_step_the_same_way_twice(
   run_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_draw_belongs_to_the_example_and_not_to_its_row() -> None:
   assert len(set(values.tolist())) == 3
 
 
+@pytest.mark.slow
 def test_guidance_scale_one_is_the_unguided_sampler(
   model: models.TextToImageModel, params: Any
 ) -> None:

@@ -152,6 +152,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_a_texts_own_bytes() -> None:
   np.testing.assert_allclose(metrics["loss"].compute(), total / 8, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_sum_to_the_whole(case: Any) -> None:
   model, batch, variables = case
   whole = model.eval_fn(variables["params"], batch)[0]

@@ -128,6 +128,7 @@ def test_sigterm_saves_and_leaves(tmp_path: pathlib.Path, whole: Any) -> None:
   )
 
 
+@pytest.mark.slow
 def test_training_learns_one_batch(tmp_path: pathlib.Path) -> None:
   class Same(tiny.Batches):
     def __next__(self) -> dict[str, np.ndarray]:

@@ -173,6 +173,7 @@ def test_zero_init_gives_zero_and_learns():
   assert np.any(gradient["conv_out"]["kernel"])
 
 
+@pytest.mark.slow
 def test_rematerialized_blocks_give_the_same_gradient(tiny_params):
   args = inputs()
   gradients = []
