@@ -92,6 +92,8 @@ class Annotated:
     language: mC4's code of `text` (data/languages.py); "und": unknown.
     regions: parts of the picture, in reading order where there is one.
     style: {a name of STYLE: number}, as far as known.
+    transcription: the text to be read, where `text` is a caption that says
+      more; None: `text` serves for both.
   """
 
   key: str
@@ -100,3 +102,4 @@ class Annotated:
   language: str = "und"
   regions: tuple[Region, ...] = ()
   style: dict[str, float] = dataclasses.field(default_factory=dict)
+  transcription: str | None = None

@@ -237,13 +237,16 @@ class Maker:
     self, example: annotated.Annotated, lengths: Mapping[str, int]
   ) -> dict[str, np.ndarray]:
     """The task features of one example. BadImage: it cannot be used."""
-    if not example.text.strip():
+    caption = example.text
+    if self.picture.whole_caption and example.transcription is not None:
+      caption = example.transcription
+    if not caption.strip():
       raise images.BadImage(example.key, "empty caption")
     limits = {
       name: lengths.get(name) or 2**20
       for name in ("text_tokens", "semantic_tokens")
     }
-    size = len(example.text.encode("utf-8")) + 1
+    size = len(caption.encode("utf-8")) + 1
     if size > limits["text_tokens"] and self.picture.whole_caption:
       raise images.BadImage(
         example.key,
@@ -256,7 +259,7 @@ class Maker:
     return {
       self.picture.name: made,
       **self.picture.annotate(example, image.shape[:2], lengths),
-      **self.captions.encode(example.text, limits),
+      **self.captions.encode(caption, limits),
       "example_id": feature_converters.example_id(example.key),
     }
 
