@@ -1,9 +1,16 @@
-"""The languages that ByT5 has read, and how much of each."""
+"""The languages that ByT5 has read, and how much of each.
+
+Also what other data sets call them, and the scripts that they are written in.
+"""
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 OTHER = 255  # In arrays of uint8: none of the table's languages.
+UNKNOWN = "und"
 
 
 class Language(NamedTuple):
@@ -134,6 +141,96 @@ TABLE: tuple[Language, ...] = (
 )
 
 
+# ISO 15924 codes of the scripts that a language is written in, the one that
+# mC4's pages mostly have first; all others: Latn. "Hani" is any Han.
+SCRIPTS: Mapping[str, tuple[str, ...]] = {
+  code: tuple(scripts.split())
+  for scripts, codes in {
+    "Arab": "ar fa ps ur",
+    "Arab Deva": "sd",
+    "Armn": "hy",
+    "Beng": "bn",
+    "Cyrl": "be bg mk ru tg uk",
+    "Cyrl Arab": "ky",
+    "Cyrl Latn": "sr",
+    "Cyrl Latn Arab": "kk",
+    "Cyrl Mong": "mn",
+    "Deva": "hi mr ne",
+    "Ethi": "am",
+    "Geor": "ka",
+    "Grek": "el",
+    "Gujr": "gu",
+    "Guru Arab": "pa",
+    "Hani": "zh",
+    "Hebr": "iw yi",
+    "Jpan Hani": "ja",
+    "Khmr": "km",
+    "Knda": "kn",
+    "Kore Hani": "ko",
+    "Laoo": "lo",
+    "Latn Arab": "ha ku ms",
+    "Latn Cyrl": "ro",
+    "Latn Cyrl Arab": "az uz",
+    "Mlym": "ml",
+    "Mymr": "my",
+    "Sinh": "si",
+    "Taml": "ta",
+    "Telu": "te",
+    "Thai": "th",
+  }.items()
+  for code in codes.split()
+}
+RIGHT_TO_LEFT = frozenset({"Arab", "Hebr"})
+
+# What others call the table's languages: ISO 639-1 (and what was withdrawn of
+# it), 639-2, 639-3, Wikipedia's. An ISO macrolanguage takes its members in, as
+# cld3 does. Left out, because they would swell a row with what it is not: "hr"
+# and "bs" (mC4 has neither), "ckb" (its "ku" is in Latin letters), "als" (Tosk
+# Albanian to ISO, Alemannic to Wikipedia).
+_OTHER_CODES = """
+af afr|am amh|ar ara arb ary arz apc acm ajp afb|az aze azj|be bel be-tarask
+be-x-old|bg bul|bn ben|ca cat|ceb ceb|co cos|cs ces cze|cy cym wel|da dan|
+de deu ger|el ell gre|en eng simple|eo epo|es spa|et est ekk|eu eus baq|
+fa fas per pes prs|fi fin|fil tl tgl|fr fra fre|fy fry|ga gle|gd gla|gl glg|
+gu guj|ha hau|haw haw|hi hin|hmn hmong mww hea|ht hat|hu hun|hy hye arm|
+id in ind|ig ibo|is isl ice|it ita|iw he heb|ja jpn|jv jw jav|ka kat geo|
+kk kaz|km khm|kn kan|ko kor|ku kur kmr|ky kir|la lat|lb ltz|lo lao|lt lit|
+lv lav lvs|mg mlg plt|mi mri mao|mk mkd mac|ml mal|mn mon khk|mr mar|
+ms msa may zsm zlm|mt mlt|my mya bur|ne nep npi|nl nld dut|no nb nn nor nob
+nno|ny nya|pa pan|pl pol|ps pus pbt pbu|pt por|ro mo ron rum mol|ru rus|
+sd snd|si sin|sk slk slo|sl slv|sm smo|sn sna|so som|sq sqi alb|sr srp|
+st sot|su sun|sv swe|sw swa swh|ta tam|te tel|tg tgk|th tha|tr tur|uk ukr|
+ur urd|uz uzb uzn|vi vie|xh xho|yi ji yid ydd|yo yor|
+zh zho chi cmn yue wuu lzh zh-yue zh-classical|zu zul
+"""
+
+
+@functools.cache
+def _codes() -> dict[str, str]:
+  codes = {language.name.lower(): language.code for language in TABLE}
+  for entry in _OTHER_CODES.replace("\n", " ").split("|"):
+    code, *others = entry.split()
+    codes.update(dict.fromkeys(others, code))
+  return codes | {language.code.lower(): language.code for language in TABLE}
+
+
+def code(name: str | None) -> str:
+  """mC4's code of what a data set calls a language; "und" if it has none.
+
+  Args:
+    name: "he", "HEB", "pt-BR", "zh_TW", "sr-Latn", "Hebrew"; None is "und".
+  """
+  codes = _codes()
+  tag = (name or "").strip().replace("_", "-").lower()
+  if tag in codes:
+    return codes[tag]
+  base, *rest = tag.split("-")
+  if base not in codes or not rest:
+    return UNKNOWN
+  # "hi-Latn-IN" is a row of its own, "sr-Latn" is Serbian all the same.
+  return codes.get(f"{base}-{rest[0]}", codes[base])
+
+
 @functools.cache
 def _rows() -> dict[str, int]:
   return {language.code: i for i, language in enumerate(TABLE)}
@@ -142,6 +239,28 @@ def _rows() -> dict[str, int]:
 def row(code: str) -> int:
   """Place of a code in TABLE; -1 if it is not there."""
   return _rows().get(code, -1)
+
+
+def percents() -> np.ndarray:
+  """What ByT5 has read: share of every row, float64 [107], sum 1."""
+  shares = np.array([language.percent for language in TABLE])
+  return shares / shares.sum()
+
+
+def scripts(code: str) -> tuple[str, ...]:
+  """ISO 15924 codes of a language's scripts, the usual one first.
+
+  Raises:
+    ValueError: the table has no such language.
+  """
+  if row(code) < 0:
+    raise ValueError(f"{code!r} is no language of mC4.")
+  return SCRIPTS.get(code, ("Latn",))
+
+
+def right_to_left(code: str) -> bool:
+  """Whether a language is usually written from right to left."""
+  return scripts(code)[0] in RIGHT_TO_LEFT
 
 
 def identify(text: str, identifier: str = "py3langid") -> tuple[str, float]:
