@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from byt5_diffusion import recipes
+from byt5_diffusion import named_tasks, recipes
 from byt5_diffusion.data import batch_view, pipeline
 
 Facts = dict[str, Any]
@@ -87,7 +87,8 @@ def inspect(
   """Reads the first batches of a split, as the recipe's training would.
 
   Args:
-    recipe: a gin file, as config.parse takes it.
+    recipe: a gin file, as config.parse takes it, or a task's name
+      (named_tasks.py).
     gin_bindings: "NAME=VALUE".
     split: "train" and "validation" are read as training reads them, any other
       split in its own order.
@@ -100,8 +101,11 @@ def inspect(
     ValueError: the split does not exist, or has not got a single example.
   """
   seeded = [] if seed is None else [f"RANDOM_SEED={seed}"]
-  recipes.parse(recipe, [*gin_bindings, *seeded], "train")
-  arguments = recipes.arguments("train")
+  if named_tasks.is_name(recipe):
+    arguments = named_tasks.arguments(recipe, seed or 0)
+  else:
+    recipes.parse(recipe, [*gin_bindings, *seeded], "train")
+    arguments = recipes.arguments("train")
   say(f"reading {num_batches} batches of {recipe}, split {split} ...")
   before = batch_view.ledgers_now()
   batches, captions = _read(arguments, split, num_batches)

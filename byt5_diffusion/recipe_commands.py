@@ -43,7 +43,7 @@ def add(add_command: Callable[..., Any], recipe_help: str) -> None:
   )
   _add_output(command, "report.html or report.json; default: only the screen")
   command = add_command("inspect", _INSPECT_HELP, _inspect)
-  command.add_argument("recipe", help=recipe_help)
+  command.add_argument("recipe", help=f"{recipe_help}; or a task's name")
   command.add_argument("--split", default="train", help="default: train")
   command.add_argument(
     "--batches", type=int, default=2, help="to read; default: 2"

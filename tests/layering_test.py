@@ -54,9 +54,9 @@ LAYERS: dict[str, tuple[str, str]] = {
     "maths networks samplers guidance",
   ),
   "programs": (
-    "inspection inspection_picture planning trial validation validation_report"
+    "inspection inspection_picture named_tasks planning trial validation validation_report"
     " evaluation inference preparation reading report t5x_hooks trainer"
-    " cascade prompts run_info trained variables",
+    " cascade prompts run_info trained variables aesthetics",
     "package maths samplers guidance data machinery conversion scores models",
   ),
   # gin names these; nobody imports them.

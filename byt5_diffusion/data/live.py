@@ -49,6 +49,11 @@ def registered(name: str, module: str | None) -> str:
   return register(name) if register else name
 
 
+def is_registered(name: str) -> bool:
+  """Whether SeqIO knows a task or mixture of this name."""
+  return name in _known()
+
+
 def load(name: str, module: str | None, split: str) -> Any:
   """The task or mixture `name`, having imported `module` first."""
   name = registered(name, module)

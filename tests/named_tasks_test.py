@@ -1,0 +1,38 @@
+"""A task's name is enough to look at its data."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from byt5_diffusion import inspection, named_tasks
+
+
+def test_a_name_has_the_lengths_of_its_features(tmp_path):
+  for i in range(4):
+    Image.new("RGB", (8, 6), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / f"{i}.txt").write_text(f"picture {i}", "utf-8")
+  name = f"image_caption_folder:{tmp_path}@12x20"
+  view = inspection.inspect(name, num_batches=1)
+  assert view.shapes["images"] == ((16, 12, 20, 3), "float32")
+  assert {row.text for row in view.rows} <= {f"picture {i}" for i in range(4)}
+  reading = f"image_caption_folder_reading:{tmp_path}@9x4"
+  lengths = named_tasks.arguments(reading)["train_data"].keywords
+  assert lengths["task_feature_lengths"]["patches"] == 9
+
+
+def test_a_seed_says_which_examples_come():
+  views = [
+    inspection.inspect("typography_words_tiny", num_batches=1, seed=seed)
+    for seed in (1, 1, 2)
+  ]
+  ids = [
+    np.stack([row.arrays["example_id"] for row in view.rows]) for view in views
+  ]
+  assert np.array_equal(ids[0], ids[1])
+  assert not np.array_equal(ids[0], ids[2])
+
+
+@pytest.mark.parametrize("name", ["no_such_task:/data@8x8", "no_such_task"])
+def test_another_name_is_told_with_the_kinds_there_are(name):
+  with pytest.raises(ValueError, match="neither a gin file nor a task"):
+    inspection.inspect(name)
