@@ -37,7 +37,8 @@ def test_published_scores_are_reproduced(shared_data, key):
   np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
   assert predictor.version == version
   weight, bias = predictor.affine()
-  unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+  unit = embeddings.astype(np.float64)
+  unit /= np.linalg.norm(unit, axis=1, keepdims=True)
   np.testing.assert_allclose(unit @ weight + bias, found, atol=1e-9)
 
 
