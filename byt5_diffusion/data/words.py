@@ -11,7 +11,7 @@ import functools
 import hashlib
 import pathlib
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -90,12 +90,23 @@ def strings_at(
   Raises:
     ValueError: unknown split, or the source has (almost) nothing for it.
   """
+  rng = generator("string", split, int(seed), int(index))
+  return in_split(lambda: source.draw(rng), split, str(source))
+
+
+def in_split(
+  draw: Callable[[], Sample], split: str, source: str
+) -> Iterator[Sample]:
+  """Those of the strings drawn that belong to the split.
+
+  Raises:
+    ValueError: unknown split, or none of very many strings belongs to it.
+  """
   if split not in SPLITS:
     raise ValueError(f"{split=} must be one of {SPLITS}.")
-  rng = generator("string", split, int(seed), int(index))
   misses = 0
   while misses < _MAX_DRAWS:
-    sample = source.draw(rng)
+    sample = draw()
     if split_of(sample.text) == split:
       misses = 0
       yield sample
