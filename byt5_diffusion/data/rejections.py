@@ -5,9 +5,10 @@ here touches the user's files.
 """
 
 import collections
+import itertools
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,27 @@ class Ledger:
     with self._lock:
       for name, reason in rejected:
         self._note(name, reason)
+      self._judge()
+
+  def count(
+    self,
+    accepted: int,
+    reasons: Mapping[str, int],
+    names: Iterable[tuple[str, str]] = (),
+  ) -> None:
+    """Adds what was counted elsewhere; raises if too many were bad.
+
+    Args:
+      accepted: good records.
+      reasons: {reason: bad records}.
+      names: (name, reason) of some of the bad ones.
+    """
+    with self._lock:
+      self._accepted += accepted
+      self._rejected += sum(reasons.values())
+      self._counts.update(reasons)
+      for name, reason in itertools.islice(names, _NAMED_AT_MOST):
+        self._reasons[name] = reason
       self._judge()
 
   def _note(self, name: str, reason: str) -> None:

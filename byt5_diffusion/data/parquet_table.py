@@ -1,0 +1,134 @@
+"""Rows of a parquet file: its row groups are decoded one at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from byt5_diffusion.data import block_cache, cached_arrays, files, images
+
+_BATCH = 2048
+# A group is decoded as a whole; nobody writes larger ones, except to do harm.
+MAX_GROUP_BYTES = 4 * 2**30
+
+
+def open_file(file: files.File, columns: tuple[str, ...] = ()) -> "Parquet":
+  """The rows of a parquet file.
+
+  Args:
+    file: which.
+    columns: those that `read` gives; () gives all.
+
+  Raises:
+    files.BadFile: it is none, or cut short.
+    ImportError: pyarrow is not installed.
+  """
+  return Parquet(file, columns)
+
+
+def _pyarrow() -> Any:
+  try:
+    import pyarrow
+    import pyarrow.parquet
+  except ImportError as error:
+    raise ImportError(
+      "Parquet files need pyarrow. Install it with "
+      '`pip install "byt5-diffusion[data]"`.'
+    ) from error
+  return pyarrow
+
+
+def _index(file: files.File) -> cached_arrays.Kept:
+  """What the footer says: columns, and of every group rows and bytes."""
+  pyarrow = _pyarrow()
+  if not file.size:
+    raise files.BadFile(file.name, "empty file")
+  try:
+    with file.open() as opened, pyarrow.parquet.ParquetFile(opened) as parquet:
+      meta = parquet.metadata
+      columns = parquet.schema_arrow.names
+      groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+      leaves = [meta.schema.column(i).path for i in range(meta.num_columns)]
+      size = [
+        [group.column(i).total_uncompressed_size for i in range(len(leaves))]
+        for group in groups
+      ]
+  except (pyarrow.ArrowException, OSError) as error:
+    if isinstance(error, FileNotFoundError | PermissionError):
+      raise
+    raise files.BadFile(
+      file.name, "not a parquet file, or cut short"
+    ) from error
+  return cached_arrays.Kept(
+    {"columns": columns, "leaves": leaves, "digest": file.digest()},
+    {
+      "rows": np.array([group.num_rows for group in groups], np.int64),
+      "bytes": np.array(size, np.int64).reshape(-1),
+    },
+  )
+
+
+class Parquet:
+  """A tables.Shard of a parquet file."""
+
+  def __init__(self, file: files.File, columns: tuple[str, ...] = ()):
+    self.file = file
+    header, arrays = cached_arrays.kept(
+      "indexes", ("parquet 1", file.identity), lambda: _index(file)
+    )
+    self.digest = header["digest"]
+    self.columns = tuple(header["columns"])
+    self.blocks = tuple(arrays["rows"].tolist())
+    self._wanted = columns or self.columns
+    leaves = header["leaves"]
+    mine = [leaf.split(".")[0] in self._wanted for leaf in leaves]
+    per_leaf = arrays["bytes"].reshape(len(self.blocks), len(leaves))
+    self.block_bytes = tuple(per_leaf[:, mine].sum(axis=1).tolist())
+    self._ends = np.cumsum(arrays["rows"])
+
+  def read(self, row: int) -> dict[str, Any]:
+    """A row. images.BadImage: its group cannot be decoded."""
+    group = int(np.searchsorted(self._ends, row, side="right"))
+    key = (self.file.identity, self._wanted, group)
+    block = block_cache.SHARED.get(key, lambda: self._decode(group))
+    if isinstance(block, str):
+      raise images.BadImage(f"{self.file.name}:{row}", block)
+    first = int(self._ends[group]) - self.blocks[group]
+    return block.slice(row - first, 1).to_pylist()[0]
+
+  def _decode(self, group: int) -> tuple[Any, int]:
+    """A group as a table, or why it is none, and its bytes."""
+    pyarrow = _pyarrow()
+    if self.block_bytes[group] > MAX_GROUP_BYTES:
+      return f"in a row group of more than {MAX_GROUP_BYTES} bytes", 0
+    try:
+      with self.file.open() as opened:
+        parquet = pyarrow.parquet.ParquetFile(opened)
+        table = parquet.read_row_group(group, columns=list(self._wanted))
+    except (pyarrow.ArrowException, OSError):
+      return "in a broken row group", 0
+    return table.combine_chunks(), table.nbytes
+
+  def scan(
+    self, columns: Sequence[str]
+  ) -> Iterator[dict[str, Any] | images.BadImage]:
+    """All rows in order; see tables.Table."""
+    pyarrow = _pyarrow()
+    wanted = [c for c in columns if c in self.columns]
+    for group, count in enumerate(self.blocks):
+      done = 0
+      try:
+        with self.file.open() as opened:
+          parquet = pyarrow.parquet.ParquetFile(opened)
+          for batch in parquet.iter_batches(
+            _BATCH, row_groups=[group], columns=wanted
+          ):
+            yield from batch.to_pylist()
+            done += batch.num_rows
+      except (pyarrow.ArrowException, OSError):
+        pass
+      first = int(self._ends[group]) - count
+      for row in range(first + done, first + count):
+        yield images.BadImage(
+          f"{self.file.name}:{row}", "in a broken row group"
+        )
