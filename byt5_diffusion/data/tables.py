@@ -7,7 +7,7 @@
 A file's ending says what it is: see FORMATS. What a row holds:
 
   .parquet                  its columns, as pyarrow gives them
-  .tar                      "__key__", and every member by its extension: bytes
+  .tar                      "__key__", and the members by extension: bytes
   .tfrecord, .array_record  features of a tf.train.Example: bytes, int, float,
                             or lists of them where there is not exactly one
   .jsonl[.gz], .json.gz     the object
@@ -32,7 +32,9 @@ from byt5_diffusion.data import (
   images,
   parquet_table,
   rejections,
+  tar_table,
   text_table,
+  tfrecord_table,
 )
 
 Row = dict[str, Any]
@@ -97,9 +99,12 @@ class Format(NamedTuple):
   open: Callable[[files.File, tuple[str, ...]], Shard]
 
 
-# Earlier rows win where a folder has files of several formats with the same
-# names: img2dataset leaves a parquet file of addresses beside every tar.
 FORMATS = (
+  Format("tar", tar_table.open_file),
+  Format("tfrecord", tfrecord_table.open_tfrecord),
+  Format("tfrecords", tfrecord_table.open_tfrecord),
+  Format("array_record", tfrecord_table.open_array_record),
+  Format("arrayrecord", tfrecord_table.open_array_record),
   Format("parquet", parquet_table.open_file),
   Format("jsonl", text_table.open_jsonl),
   Format("jsonl.gz", text_table.open_jsonl),
@@ -180,6 +185,13 @@ def _of_one_format(
       + ", ".join(f".{one.ending}" for one in FORMATS)
       + "."
     )
+  pairs = set(by_format) - {"parquet"}
+  if len(by_format) == 2 and len(pairs) == 1:
+    # img2dataset leaves a parquet file of addresses beside every file of
+    # pictures.
+    stems = {_stem(file) for file in by_format[pairs.pop()]}
+    if stems >= {_stem(file) for file in by_format["parquet"]}:
+      del by_format["parquet"]
   if len(by_format) > 1:
     raise ValueError(
       f"{name} has files of several formats: "
@@ -188,6 +200,10 @@ def _of_one_format(
     )
   ending, chosen = by_format.popitem()
   return next(one for one in FORMATS if one.ending == ending), chosen
+
+
+def _stem(file: files.File) -> str:
+  return file.name.rpartition(".")[0]
 
 
 def _ending(path: str) -> Format | None:

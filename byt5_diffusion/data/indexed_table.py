@@ -1,0 +1,90 @@
+"""What formats share whose rows can be found one by one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from byt5_diffusion.data import cached_arrays, files, images
+
+BLOCK = 1024  # Rows; each is read alone, so a block takes no memory.
+MAX_ROW_BYTES = 64 * 2**20
+
+
+class Indexed:
+  """A tables.Shard with an index of where every row lies.
+
+  A subclass gives `_find` and `_row`.
+
+  Attributes:
+    header, arrays: what `_find` found; arrays["problem"] is 0, or the place of
+      a row's fault in header["problems"], counted from 1.
+  """
+
+  def __init__(
+    self,
+    file: files.File,
+    columns: tuple[str, ...],
+    kind: str,
+    find: Callable[[files.File], cached_arrays.Kept],
+  ):
+    self.file = file
+    self._wanted = columns
+    if not file.size:
+      raise files.BadFile(file.name, "empty file")
+    self.header, self.arrays = cached_arrays.kept(
+      "indexes", (kind, file.identity), lambda: find(file)
+    )
+    self.digest: str = self.header["digest"]
+    self.columns = tuple(self.header["columns"])
+    count = len(self.arrays["problem"])
+    sizes = [min(BLOCK, count - i) for i in range(0, count, BLOCK)]
+    self.blocks = tuple(sizes)
+    self.block_bytes = (0,) * len(sizes)
+
+  def read(self, row: int) -> dict[str, Any]:
+    """A row. images.BadImage: it is broken."""
+    return self._checked(row, self._wanted)
+
+  def scan(
+    self, columns: Sequence[str]
+  ) -> Iterator[dict[str, Any] | images.BadImage]:
+    """All rows in order; see tables.Table."""
+    for row in range(sum(self.blocks)):
+      try:
+        yield self._checked(row, tuple(columns))
+      except images.BadImage as error:
+        yield error
+
+  def _checked(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    name = f"{self.file.name}:{row}"
+    problem = int(self.arrays["problem"][row])
+    if problem:
+      raise images.BadImage(name, self.header["problems"][problem - 1])
+    try:
+      return self._row(row, columns)
+    except (ValueError, OSError) as error:
+      words = getattr(error, "strerror", None) or str(error)
+      raise images.BadImage(name, words) from error
+
+  def _row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+    """A row, of these columns; () of all. ValueError: why it is broken."""
+    raise NotImplementedError
+
+
+class Problems:
+  """Faults of rows as small numbers; 0 is none."""
+
+  def __init__(self) -> None:
+    self.words: list[str] = []
+
+  def number(self, words: str) -> int:
+    """The number of a fault."""
+    if words and words not in self.words:
+      self.words.append(words)
+    return self.words.index(words) + 1 if words else 0
+
+
+def numbers(values: Sequence[int], dtype: str = "<i8") -> np.ndarray:
+  """A list of numbers as an array."""
+  return np.array(values, dtype)
