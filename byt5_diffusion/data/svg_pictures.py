@@ -1,0 +1,3 @@
+"""x"""
+def prepare(): return []
+def draw(source, *, name, **k): raise NotImplementedError
