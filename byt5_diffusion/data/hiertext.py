@@ -1,0 +1,92 @@
+"""HierText's annotations (Long et al. 2022, arXiv 2203.15143) -> pages.
+
+gt/train.jsonl.gz is, despite its name, one JSON object:
+
+  {"info": {...}, "annotations": [{"image_id", "image_width", "image_height",
+    "paragraphs": [{"vertices", "legible", "lines": [{"vertices", "text",
+      "legible", "handwritten", "vertical", "words": [{... the same ...}]}]}]}]}
+
+Words stand in reading order, lines do not. A line is legible if all its words
+are; an illegible word's text is "".
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from byt5_diffusion.data import json_stream, outlines, written_pages
+
+
+def pages(path: str | os.PathLike[str]) -> Iterator[written_pages.Page]:
+  """The pages of one file.
+
+  Raises:
+    json_stream.BrokenJson, OSError: the file as a whole cannot be used.
+  """
+  split = written_pages.split_of(os.path.basename(os.fspath(path)))
+  found = json_stream.elements(path, ["annotations"])
+  for number, (_, annotation) in enumerate(found):
+    yield _page(annotation, f"annotation {number}", split)
+
+
+def _page(annotation: Any, name: str, split: str) -> written_pages.Page:
+  image_id = _get(annotation, "image_id", str)
+  if not image_id:
+    draft = written_pages.Draft(name, "", split)
+    draft.note("image_id", "no image_id")
+    return draft.page()
+  draft = written_pages.Draft(f"{split or 'all'}/{image_id}", image_id, split)
+  for p, paragraph in enumerate(_get(annotation, "paragraphs", list) or []):
+    lines = enumerate(_get(paragraph, "lines", list) or [])
+    named = [(f"{p}.{number}", line) for number, line in lines]
+    for place, line in sorted(named, key=lambda one: _depth(named, one[1])):
+      parent = _add(draft, place, "line", line)
+      for w, word in enumerate(_get(line, "words", list) or []):
+        _add(draft, f"{place}.{w}", "word", word, parent)
+  return draft.page()
+
+
+def _add(
+  draft: written_pages.Draft,
+  name: str,
+  label: str,
+  item: Any,
+  parent: int = -1,
+) -> int:
+  legible = _get(item, "legible", bool)
+  return draft.add(
+    name,
+    label,
+    lambda: outlines.of_numbers(_get(item, "vertices", list)),
+    _get(item, "text", str),
+    legible=True if legible is None else legible,
+    vertical=bool(_get(item, "vertical", bool)),
+    parent=parent,
+  )
+
+
+def _get(item: Any, key: str, kind: type) -> Any:
+  """A member of a JSON object if it is there and of that kind."""
+  value = item.get(key) if isinstance(item, dict) else None
+  return value if isinstance(value, kind) else None
+
+
+def _depth(named: list[tuple[str, Any]], line: Any) -> float:
+  """How far down its paragraph a line begins, whichever way that is turned.
+
+  The way from a line to the next one is across its writing: downwards for
+  upright lines, to the left for vertical ones.
+  """
+  try:
+    corners = np.array(outlines.of_numbers(_get(line, "vertices", list)))
+    first = np.array(outlines.of_numbers(_get(named[0][1], "vertices", list)))
+  except outlines.BadOutline:
+    return 0.0  # It will be noted where it is added.
+  middle = corners.mean(axis=0)
+  if _get(named[0][1], "vertical", bool):
+    return -float(middle[0])
+  along = first[1] - first[0]
+  length = float(np.hypot(*along)) or 1.0
+  return float(middle @ np.array([-along[1], along[0]])) / length
