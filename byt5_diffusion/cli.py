@@ -1,7 +1,8 @@
 """The command `byt5-diffusion`: train, eval, read, prepare, and others.
 
 Those of finished models are in model_commands.py, those that look at a recipe
-in recipe_commands.py, and conversion_commands.py has `convert`.
+in recipe_commands.py; conversion_commands.py has `convert`, and
+download_commands.py `download`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from byt5_diffusion import (
   config,
   config_program,
   conversion_commands,
+  download_commands,
   hosts,
   model_commands,
   recipe_commands,
@@ -38,6 +40,7 @@ examples:
   byt5-diffusion validate experiments/tiny.gin
   byt5-diffusion inspect experiments/tiny.gin --out batches.html
   byt5-diffusion convert /data/sd21 /data/sd21_unet --kind unet
+  byt5-diffusion download part-00000.parquet --output_dir /data/laion
 """
 _GIN_HELP = (
   "a gin file: of the working directory or of the package, e.g."
@@ -155,6 +158,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Any]:
   model_commands.add(add_command)
   recipe_commands.add(add_command, _GIN_HELP)
   conversion_commands.add(add_command)
+  download_commands.add(add_command)
   return parser, commands
 
 

@@ -56,13 +56,15 @@ LAYERS: dict[str, tuple[str, str]] = {
   "programs": (
     "inspection inspection_picture named_tasks planning trial validation validation_report"
     " evaluation inference preparation reading report t5x_hooks trainer"
-    " cascade prompts run_info trained variables aesthetics",
+    " cascade prompts run_info trained variables aesthetics"
+    " filter_report language_report",
     "package maths samplers guidance data machinery conversion scores models",
   ),
   # gin names these; nobody imports them.
   "tasks": ("tasks.*", "data"),
   "commands": (
-    "cli conversion_commands demo main model_commands recipe_commands",
+    "cli conversion_commands demo download_commands main model_commands"
+    " recipe_commands",
     "package machinery conversion programs data models scores",
   ),
   "tools": (

@@ -65,6 +65,10 @@ class Refused(Exception):
   """What is not connected to, or cut off; the reason is its message."""
 
 
+class _Exhausted(Exception):
+  """As many bytes as allowed in all."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
   """How much may come in.
@@ -155,7 +159,8 @@ class Guard:
     url: of the proxy, with a password of its own.
     refused: {reason: how often}.
     received: bytes of all files.
-    exhausted: set when max_total_bytes have been received.
+    exhausted: set when max_total_bytes have been received. From then on nobody
+      gets an answer, so that no address is taken for a dead one.
   """
 
   def __init__(
@@ -234,6 +239,8 @@ class Guard:
     try:
       async with asyncio.timeout(self._limits.max_file_seconds):
         await self._relay(exchange)
+    except _Exhausted:
+      await asyncio.Event().wait()  # Until the guard ends.
     except Refused as refusal:
       reason = str(refusal)
     except TimeoutError:
@@ -247,6 +254,8 @@ class Guard:
       await exchange.close(reason)
 
   async def _relay(self, exchange: "_Exchange") -> None:
+    if self.exhausted.is_set():
+      raise _Exhausted
     head = await exchange.reader.readuntil(b"\r\n\r\n")
     request, headers = _parse_head(head)
     method, target, *rest = [*request.split(" "), "", ""]
@@ -354,7 +363,7 @@ class Guard:
     self.received += new
     if limit is not None and self.received > limit:
       self.exhausted.set()
-      raise Refused("more bytes in all than allowed")
+      raise _Exhausted
     _at_most(self._limits.max_file_bytes + _OVERHEAD)(new, total)
 
 

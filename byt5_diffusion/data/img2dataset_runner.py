@@ -11,8 +11,10 @@ connections go to the guard (data/download_guard.py) or fail.
 import functools
 import json
 import os
+import signal
 import ssl
 import sys
+import threading
 import urllib.parse
 from typing import Any
 
@@ -48,6 +50,16 @@ def refuse_ragged_ends() -> None:
   ssl.SSLContext.wrap_socket = strict  # type: ignore[method-assign]
 
 
+def end_with_the_caller() -> None:
+  """Ends the process and its workers when what started it has ended.
+
+  They would write down every address as dead, because the guard is gone.
+  """
+  while os.read(0, 1):  # Not sys.stdin, whose lock ends Python's end.
+    pass
+  os.killpg(0, signal.SIGKILL)
+
+
 # "__mp_main__" is what a worker process calls the file that started it.
 if __name__ in ("__main__", "__mp_main__"):
   only_to(os.environ["http_proxy"])
@@ -61,4 +73,5 @@ if __name__ == "__main__":
       f"{sys.executable} has no img2dataset ({error}). Install it there: "
       'pip install "byt5-diffusion[download]"'
     )
+  threading.Thread(target=end_with_the_caller, daemon=True).start()
   img2dataset.download(**json.loads(sys.argv[1]))
