@@ -229,7 +229,7 @@ class FolderSource:
     path = self.folder / pair.file
     if reason := self._unusable(path):  # Replaced since the listing.
       raise images.BadImage(pair.file, reason)
-    image = images.decode_image(path, name=pair.file)
+    image = pictures.decode(path, picture, pair.file)
     return {
       picture.name: picture.make(image),
       **captions.encode(

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from byt5_diffusion import feature_converters
+from byt5_diffusion.data import images, resizing
 
 # Rows and columns are kept as int16.
 MAX_PATCHES = 2**15 - 1
@@ -41,20 +42,41 @@ def grid(height: int, width: int, max_patches: int) -> tuple[int, int]:
   )
 
 
-def scale(image: np.ndarray, patch_size: int, max_patches: int) -> np.ndarray:
+def sides(
+  size: tuple[int, int], patch_size: int, max_patches: int
+) -> tuple[int, int]:
+  """Height and width to which `scale` brings a picture of `size` (h, w)."""
+  rows, columns = grid(size[0], size[1], max_patches)
+  return rows * patch_size, columns * patch_size
+
+
+def scale(
+  image: np.ndarray | images.Decoded,
+  patch_size: int,
+  max_patches: int,
+  resize: str = resizing.LANCZOS,
+) -> np.ndarray:
   """Brings uint8 [h, w, 3] to the rows and columns of `grid`, in pixels.
 
   Lanczos' filter, as wide as the scale demands (so fine lines are averaged, not
-  skipped). A picture that has the size already is returned as it is.
+  skipped), or another of resizing.WAYS. An array that has the size already is
+  returned as it is.
   """
-  rows, columns = grid(image.shape[0], image.shape[1], max_patches)
-  height, width = rows * patch_size, columns * patch_size
-  if image.shape[:2] == (height, width):
-    return image
-  resized = Image.fromarray(image).resize(
+  if isinstance(image, np.ndarray):
+    size = (image.shape[0], image.shape[1])
+    if size == sides(size, patch_size, max_patches):
+      return image
+    image = images.from_pixels(image)
+  height, width = sides(image.size, patch_size, max_patches)
+  whole = (0, 0, *image.image.size)
+  if resize != resizing.LANCZOS:
+    return images.to_pixels(
+      resizing.resize(image.image, whole, (width, height), resize)
+    )
+  resized = image.image.resize(
     (width, height), Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP
   )
-  return np.array(resized)
+  return images.to_pixels(resized)
 
 
 def cut(image: np.ndarray, patch_size: int) -> np.ndarray:

@@ -6,13 +6,31 @@ serves both kinds.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import annotated, images, patches, regions
+from byt5_diffusion.data import annotated, images, patches, regions, resizing
+
+
+def decode(
+  source: bytes | str | os.PathLike[str], picture: "Picture", name: str
+) -> images.Decoded:
+  """Decodes what a picture is made of, no finer than it is wanted.
+
+  Args:
+    source, name: of images.decode.
+    picture: what it is for.
+
+  Raises:
+    images.BadImage: it cannot be used.
+  """
+  fractions = picture.resize == resizing.SCALED
+  needed = picture.needed if fractions else None
+  return images.decode(source, name=name, needed=needed)
 
 
 class Picture(Protocol):
@@ -24,6 +42,7 @@ class Picture(Protocol):
     shape: of the feature; None where it varies.
     whole_caption: whether the caption is the picture's text, so that no part of
       it may be cut off.
+    resize: one of resizing.WAYS.
   """
 
   name: ClassVar[str]
@@ -31,9 +50,15 @@ class Picture(Protocol):
   whole_caption: ClassVar[bool]
 
   @property
+  def resize(self) -> str: ...
+
+  @property
   def shape(self) -> tuple[int | None, ...]: ...
 
-  def make(self, image: np.ndarray) -> np.ndarray:
+  def needed(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns below which a picture of `size` would be enlarged."""
+
+  def make(self, image: np.ndarray | images.Decoded) -> np.ndarray:
     """The feature's value for a picture of any size."""
 
   def annotate(
@@ -55,6 +80,7 @@ class Frame:
   Attributes:
     height, width: in pixels.
     fit: how pictures of other proportions are fitted: see images.fit.
+    resize: how they are brought to the size: see resizing.WAYS.
   """
 
   name: ClassVar[str] = "image"
@@ -65,6 +91,7 @@ class Frame:
   height: int
   width: int
   fit: str = "pad"
+  resize: str = resizing.LANCZOS
 
   def __post_init__(self) -> None:
     if self.height < 1 or self.width < 1:
@@ -72,13 +99,17 @@ class Frame:
         f"height={self.height} and width={self.width} must be positive."
       )
     images.check_mode(self.fit)
+    resizing.check(self.resize)
 
   @property
   def shape(self) -> tuple[int | None, ...]:
     return (self.height, self.width, 3)
 
-  def make(self, image: np.ndarray) -> np.ndarray:
-    return images.fit(image, self.height, self.width, self.fit)
+  def needed(self, size: tuple[int, int]) -> tuple[int, int]:
+    return images.needed(size, self.height, self.width, self.fit)
+
+  def make(self, image: np.ndarray | images.Decoded) -> np.ndarray:
+    return images.fit(image, self.height, self.width, self.fit, self.resize)
 
   def annotate(
     self,
@@ -129,6 +160,7 @@ class PatchGrid:
     patch_size: p, pixels of a patch's side.
     max_patches: the most patches of a picture. TASK_FEATURE_LENGTHS may say
       more, so that pictures of several sizes can be mixed.
+    resize: how pictures are brought to their size: see resizing.WAYS.
   """
 
   name: ClassVar[str] = "patches"
@@ -138,18 +170,25 @@ class PatchGrid:
   whole_caption: ClassVar[bool] = True
   patch_size: int
   max_patches: int
+  resize: str = resizing.LANCZOS
 
   def __post_init__(self) -> None:
     if self.patch_size < 1:
       raise ValueError(f"patch_size={self.patch_size} must be positive.")
     patches.grid(1, 1, self.max_patches)
+    resizing.check(self.resize)
 
   @property
   def shape(self) -> tuple[int | None, ...]:
     return (None, 2 + 3 * self.patch_size**2)
 
-  def make(self, image: np.ndarray) -> np.ndarray:
-    scaled = patches.scale(image, self.patch_size, self.max_patches)
+  def needed(self, size: tuple[int, int]) -> tuple[int, int]:
+    return patches.sides(size, self.patch_size, self.max_patches)
+
+  def make(self, image: np.ndarray | images.Decoded) -> np.ndarray:
+    scaled = patches.scale(
+      image, self.patch_size, self.max_patches, self.resize
+    )
     return patches.cut(scaled, self.patch_size)
 
   def annotate(

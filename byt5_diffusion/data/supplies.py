@@ -13,8 +13,9 @@ A task's name says which data and what becomes of the pictures:
 
   laion_high_resolution:/data/laion@256x256+max_punsafe=0.1   with options
 
-Options are keyword arguments of the supply; "+quoted=<path>" and
-"+concat=<path>" (data/captions.py) come last.
+Options are keyword arguments of the supply. "+resize=area" and "+resize=scaled"
+(data/resizing.py) are for all of them; "+quoted=<path>" and "+concat=<path>"
+(data/captions.py) come last.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ _NAME = re.compile(
   r"(?P<crop>crop)?(?P<options>(\+\w+=[^+]*)*)",
   re.DOTALL,
 )
+_RESIZE = re.compile(r"\+resize=([^+]*)")
 _BOOLS = {"true": True, "false": False}
 
 
@@ -135,9 +137,19 @@ def parse(table: Mapping[str, Kind], name: str) -> Parsed | None:
         else "(height x width)."
       )
     )
+  picture = _picture(
+    way, int(found["first"]), int(found["second"]), found["crop"]
+  )
+  options = found["options"]
+  if resizes := _RESIZE.findall(options):
+    options = _RESIZE.sub("", options)
+    try:
+      picture = dataclasses.replace(picture, resize=resizes[-1])
+    except ValueError as error:
+      raise ValueError(f"{name!r}: {error}") from None
   return Parsed(
-    kind.open(found["path"], **_options(kind.open, found["options"], name)),
-    _picture(way, int(found["first"]), int(found["second"]), found["crop"]),
+    kind.open(found["path"], **_options(kind.open, options, name)),
+    picture,
     captions_lib.from_text(conditioning),
   )
 
@@ -151,7 +163,7 @@ def _split(called: str) -> tuple[str, str]:
 
 def _picture(
   way: str, first: int, second: int, crop: str | None
-) -> pictures.Picture:
+) -> pictures.Frame | pictures.PatchGrid:
   if way == READING:
     return pictures.PatchGrid(max_patches=first, patch_size=second)
   frame = pictures.AnnotatedFrame if way == ANNOTATED else pictures.Frame
@@ -172,7 +184,8 @@ def _options(
     key, _, value = one.partition("=")
     if key not in known:
       raise ValueError(
-        f"{name!r}: there is no option {key!r}; there are {sorted(known)}."
+        f"{name!r}: there is no option {key!r}; there are "
+        f"{sorted([*known, 'resize'])}."
       )
     kind = known[key].annotation
     try:
@@ -252,13 +265,15 @@ class Maker:
         example.key,
         f"text longer than {limits['text_tokens'] - 1} bytes (MAX_TEXT_LENGTH)",
       )
-    image = example.image
-    if isinstance(image, bytes):
-      image = images.decode_image(image, name=example.key)
-    made = self.picture.make(image)
+    if isinstance(example.image, bytes):
+      decoded = pictures.decode(example.image, self.picture, example.key)
+      made, size = self.picture.make(decoded), decoded.size
+    else:
+      made = self.picture.make(example.image)
+      size = (example.image.shape[0], example.image.shape[1])
     return {
       self.picture.name: made,
-      **self.picture.annotate(example, image.shape[:2], lengths),
+      **self.picture.annotate(example, size, lengths),
       **self.captions.encode(caption, limits),
       "example_id": feature_converters.example_id(example.key),
     }
