@@ -100,12 +100,7 @@ def inspect(
     config.ConfigError: the recipe.
     ValueError: the split does not exist, or has not got a single example.
   """
-  seeded = [] if seed is None else [f"RANDOM_SEED={seed}"]
-  if named_tasks.is_name(recipe):
-    arguments = named_tasks.arguments(recipe, seed or 0)
-  else:
-    recipes.parse(recipe, [*gin_bindings, *seeded], "train")
-    arguments = recipes.arguments("train")
+  arguments = recipe_arguments(recipe, gin_bindings, seed)
   say(f"reading {num_batches} batches of {recipe}, split {split} ...")
   before = batch_view.ledgers_now()
   batches, captions = _read(arguments, split, num_batches)
@@ -120,6 +115,21 @@ def inspect(
     rows=rows,
     facts=facts,
   )
+
+
+def recipe_arguments(
+  recipe: str, gin_bindings: Sequence[str], seed: int | None
+) -> dict[str, Any]:
+  """What a recipe, or a task's name, says of its training data.
+
+  Args:
+    recipe, gin_bindings, seed: see inspect.
+  """
+  if named_tasks.is_name(recipe):
+    return named_tasks.arguments(recipe, seed or 0)
+  seeded = [] if seed is None else [f"RANDOM_SEED={seed}"]
+  recipes.parse(recipe, [*gin_bindings, *seeded], "train")
+  return recipes.arguments("train")
 
 
 def _read(

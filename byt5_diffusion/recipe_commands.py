@@ -54,6 +54,22 @@ def add(add_command: Callable[..., Any], recipe_help: str) -> None:
   command.add_argument(
     "--seed", type=int, help="of the data's order; default: the recipe's"
   )
+  command.add_argument(
+    "--languages",
+    action="store_true",
+    help="count the languages of its examples instead",
+  )
+  command.add_argument(
+    "--num_ids",
+    type=int,
+    default=1_000_000,
+    help="examples that --languages counts; default: 1000000",
+  )
+  command.add_argument(
+    "--filters",
+    action="store_true",
+    help="show what filters leave out of the data instead, and why",
+  )
   _add_output(command, "page.html or page.png; needed without --json")
 
 
@@ -122,6 +138,9 @@ def _validate(flags: argparse.Namespace) -> None:
 
 def _inspect(flags: argparse.Namespace) -> None:
   _positive(batches=flags.batches, rows=flags.rows)
+  if flags.languages or flags.filters:
+    _inspect_data(flags)
+    return
   path = _path(flags, ".html", ".png")
   if path is None and not flags.json:
     raise ConfigError(
@@ -146,3 +165,34 @@ def _inspect(flags: argparse.Namespace) -> None:
     _say(f"Wrote {path}.")
   if flags.json:
     print(json.dumps(inspection.to_json(view), ensure_ascii=False, indent=2))
+
+
+def _inspect_data(flags: argparse.Namespace) -> None:
+  """What the data hold, and what is left out of them: figures, no pictures."""
+  _positive(num_ids=flags.num_ids)
+  if flags.languages and flags.filters:
+    raise ConfigError("--languages and --filters: one at a time.")
+  path = _path(flags, ".json")
+  from byt5_diffusion import filter_report, language_report
+
+  say = _clock()
+  if flags.languages:
+    facts = language_report.report(
+      flags.recipe,
+      flags.gin_bindings,
+      split=flags.split,
+      num_ids=flags.num_ids,
+      seed=flags.seed,
+      say=say,
+    )
+    shown = language_report.to_text(facts)
+  else:
+    facts = filter_report.report(
+      flags.recipe, flags.gin_bindings, split=flags.split, say=say
+    )
+    shown = filter_report.to_text(facts)
+  text = json.dumps(facts, ensure_ascii=False, indent=2)
+  if path is not None:
+    output_files.write(path, f"{text}\n".encode())
+    _say(f"Wrote {path}.")
+  print(text if flags.json else shown)

@@ -9,7 +9,7 @@ frac(k g + phase), g the golden ratio, and its sources' intervals likewise
 divide the examples of a language. So the counts of any stretch from the start
 are within a few of the shares (discrepancy log n / n; Kuipers and Niederreiter
 1974, chapter 2.3), and how often an interval was met before k has a closed
-form. Each block is then shuffled.
+form. Then every WINDOW examples are shuffled.
 """
 
 import functools
@@ -21,7 +21,8 @@ import numpy as np
 
 from byt5_diffusion.data import words
 
-BLOCK = 1 << 16
+WINDOW = 1 << 10
+BLOCK = 64 * WINDOW
 _RANGE = 1 << 32
 _STEP = 2654435769  # 2^32 / golden ratio, odd.
 _MAX_ROUNDS = 300
@@ -225,7 +226,9 @@ class Schedule:
         self._sources[row],
         self._phases[row],
       )
-    shuffle = words.generator("order", self._seed, number).permutation(BLOCK)
+    rng = words.generator("order", self._seed, number)
+    shuffle = rng.permuted(np.arange(BLOCK).reshape(-1, WINDOW), axis=1)
+    shuffle = shuffle.reshape(-1)
     return Block(source[shuffle], language[shuffle], rank[shuffle])
 
 

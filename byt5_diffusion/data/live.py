@@ -165,7 +165,12 @@ def _explained(iterator: Iterator[Batch], what: str) -> Iterator[Batch]:
 
 
 class Live:
-  """The Producer (data/pipeline.py) of this host's streams of a task."""
+  """The Producer (data/pipeline.py) of this host's streams of a task.
+
+  Attributes:
+    provider: the SeqIO task or mixture.
+    identity, num_examples, captions: see Producer.
+  """
 
   def __init__(
     self,
@@ -179,14 +184,14 @@ class Live:
   ):
     _hide_accelerators()
     self._what = f"split {identity['split']!r} of {identity['task']!r}"
-    self._provider = load(identity["task"], module, identity["split"])
+    self.provider = load(identity["task"], module, identity["split"])
     self._feature_converter_cls = feature_converter_cls
     self._streams = streams
     self.num_examples: int | None = _num_examples(
-      self._provider, identity["split"]
+      self.provider, identity["split"]
     )
     self.captions = captions_of(identity["task"], module)
-    source = getattr(self._provider, "source", None)  # A mixture has none.
+    source = getattr(self.provider, "source", None)  # A mixture has none.
     self.identity = {
       "kind": "live",
       **identity,
@@ -204,7 +209,7 @@ class Live:
 
   def _dataset(self, stream: int) -> tf.data.Dataset:
     identity = self.identity
-    ds = self._provider.get_dataset(
+    ds = self.provider.get_dataset(
       sequence_length=identity["task_feature_lengths"],
       split=identity["split"],
       use_cached=identity["use_cached"],

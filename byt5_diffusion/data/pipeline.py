@@ -275,12 +275,17 @@ class Prepared:
 
 
 class Prefetched:
-  """Runs a Producer on a thread of its own, a few batches ahead."""
+  """Runs a Producer on a thread of its own, a few batches ahead.
+
+  Attributes:
+    producer: of the batches.
+    num_examples, captions: see Batches.
+  """
 
   def __init__(self, producer: Producer, prefetch: int = 4):
     if prefetch < 1:
       raise ValueError(f"{prefetch=} must be at least 1.")
-    self._producer = producer
+    self.producer = producer
     self._prefetch = prefetch
     self._received = producer.place()
     self._thread: threading.Thread | None = None
@@ -306,7 +311,7 @@ class Prefetched:
 
   def _final(self, error: BaseException) -> BaseException:
     if isinstance(error, StopIteration) and not self._received.num_batches:
-      identity = self._producer.identity
+      identity = self.producer.identity
       return EmptySplit(
         f"Split {identity['split']!r} of {identity['task']!r} does not fill "
         f"one batch of batch_size={identity['batch_size']} "
@@ -317,14 +322,14 @@ class Prefetched:
 
   def _start(self) -> None:
     if self._ahead:
-      self._producer.restore(self._received)
+      self.producer.restore(self._received)
     self._ahead = True
     # Neither thread nor finalizer may hold `self`: dropping it ends the thread.
     self._queue: queue.Queue = queue.Queue(self._prefetch)
     self._stop = threading.Event()
     self._thread = threading.Thread(
       target=_produce,
-      args=(self._producer, self._queue, self._stop),
+      args=(self.producer, self._queue, self._stop),
       name="data",
       daemon=True,
     )
@@ -342,12 +347,12 @@ class Prefetched:
       self._thread = None
 
   def get_state(self) -> bytes:
-    return state.pack_place(self._producer.identity, self._received)
+    return state.pack_place(self.producer.identity, self._received)
 
   def set_state(self, saved: bytes) -> None:
-    place = state.unpack_place(saved, self._producer.identity)
+    place = state.unpack_place(saved, self.producer.identity)
     self.close()
-    self._producer.restore(place)
+    self.producer.restore(place)
     self._received, self._ended, self._ahead = place, None, False
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from byt5_diffusion import feature_converters
 from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import (
+  mixture,
   native_logs,
   pictures,
   pieces,
@@ -138,11 +139,12 @@ class SupplySource(NumberedSource):
   """Numbers of a supply's examples, with their split and a seed.
 
   Attributes:
+    supply: whose they are.
     fingerprint: see Supply.
   """
 
   def __init__(self, supply: supplies.Supply):
-    self._supply = supply
+    self.supply = supply
     self.fingerprint = supply.fingerprint
     super().__init__(dict(supply.sizes))
 
@@ -158,7 +160,7 @@ class SupplySource(NumberedSource):
     count = self.num_input_examples(split)
     seed = 0 if seed is None or not shuffle else seed
     ds = tf.data.Dataset.range(count)
-    if shuffle and not self._supply.endless:
+    if shuffle and not self.supply.endless:
       ds = ds.shuffle(count, seed=seed)
     if shard_info is not None:
       ds = ds.shard(shard_info.num_shards, shard_info.index)
@@ -175,7 +177,7 @@ def _make_all(
   ds: tf.data.Dataset,
   sequence_length: Mapping[str, int] | None = None,
   *,
-  maker: supplies.Maker,
+  maker: supplies.Maker | mixture.Mixture,
 ) -> tf.data.Dataset:
   """Preprocessor: {split, index, seed} -> the task's features."""
   lengths = sequence_length or {}  # T5X measures them by asking without any.
@@ -189,7 +191,13 @@ def _make_all(
   return make_examples(ds, make, keys, maker.picture, features)
 
 
-def add_supply_task(name: str, maker: supplies.Maker) -> None:
+def short_name(kind: str, said: str) -> str:
+  """SeqIO's name, where few characters may be, of all that a name says."""
+  digest = hashlib.blake2b(said.encode("utf-8"), digest_size=4).hexdigest()
+  return f"{kind}_{digest}"
+
+
+def add_supply_task(name: str, maker: supplies.Maker | mixture.Mixture) -> None:
   """Registers the SeqIO task of a supply."""
   features = maker.captions.features_with(maker.picture.features)
   seqio.TaskRegistry.add(
@@ -219,9 +227,7 @@ def register(table: Mapping[str, supplies.Kind], name: str) -> str:
   """
   if name in seqio.TaskRegistry.names():
     return name
-  called = name.partition(":")[0]
-  digest = hashlib.blake2b(name.encode("utf-8"), digest_size=4).hexdigest()
-  short = f"{called}_{digest}"
+  short = short_name(name.partition(":")[0], name)
   if short in seqio.TaskRegistry.names():
     return short
   parsed = supplies.parse(table, name)
