@@ -5,30 +5,20 @@ machine, whatever its viewer can do. A character that no font here has is drawn
 as its code point.
 """
 
-import functools
 import io
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from byt5_diffusion import inspection
-from byt5_diffusion.data import (
-  batch_view,
-  fonts,
-  rasterizers,
-  text,
-  typography,
-  words,
-)
+from byt5_diffusion.data import batch_view, paragraphs, rasterizers
 
 _WIDTH = 1200
 _MARGIN = 16
 _GAP = 12
 _CELL = 220  # Pixels: the narrowest cell, so that its text has room.
 _SMALL, _LARGE = 12.0, 19.0  # Pixels per em.
-_MAX_LINES = 4
 _GREY, _BLACK = 110, 0
 
 
@@ -142,22 +132,7 @@ def paragraph(
     size: pixels per em.
     ink: grey of the letters, 0 = black.
   """
-  rtl = words.script_of(string) in typography.RIGHT_TO_LEFT
-  string = spelled(string)
-  rows = []
-  for part in _lines(string, width - 2, size, rtl):
-    line = _shaped(part, rtl)
-    box = line.ink or rasterizers.Ink(0, 0, 0, 0)
-    # As high as usual lines, and higher where marks stand above or below.
-    above = math.ceil(max(1.1, -box.top) * size) + 1
-    below = math.ceil(max(0.4, box.bottom) * size) + 1
-    coverage = np.zeros((above + below, width), np.uint8)
-    if line.ink is not None:
-      x = width - 1 - box.right * size if rtl else 1 - box.left * size
-      coverage = line.draw(above + below, width, scale=size, x=x, y=above)
-    rows.append(255 - (coverage.astype(np.uint16) * (255 - ink) // 255))
-  grey = np.concatenate(rows).astype(np.uint8)
-  return np.repeat(grey[:, :, None], 3, axis=2)
+  return paragraphs.draw(spelled(string), width, size, ink)
 
 
 def spelled(string: str) -> str:
@@ -166,56 +141,8 @@ def spelled(string: str) -> str:
     f"[{part}]" if is_point else part
     for part, is_point in inspection.visible(string)
   )
-  missing = set(rasterizers.lacking(string, _fonts(string)))
+  missing = set(rasterizers.lacking(string, paragraphs.fonts_of(string)))
   return "".join(
     f"[U+{ord(character):04X}]" if character in missing else character
     for character in string
   )
-
-
-@functools.lru_cache(maxsize=4096)
-def _fonts(string: str) -> tuple[fonts.Font, ...]:
-  """The best fonts of the text's own script, of its characters', and Latin's.
-
-  Raises:
-    fonts.MissingFont: not even Latin has one.
-  """
-  scripts = [words.script_of(string), *map(words.script_of, string)]
-  found: list[fonts.Font] = []
-  for script in dict.fromkeys(scripts):
-    if script in fonts.TABLE and script != "Latn":
-      try:
-        found.append(fonts.fonts_for(script)[0])
-      except fonts.MissingFont:
-        continue
-  return tuple(dict.fromkeys([*found, fonts.fonts_for("Latn")[0]]))
-
-
-def _shaped(string: str, rtl: bool) -> rasterizers.Line:
-  return rasterizers.HarfBuzzLine(string, rtl, _fonts(string))
-
-
-def _lines(string: str, width: int, size: float, rtl: bool) -> list[str]:
-  """Parts that fit, broken at spaces where there are any."""
-
-  def fits(part: str) -> bool:
-    ink = _shaped(part, rtl).ink
-    return ink is None or (ink.right - ink.left) * size <= width
-
-  lines: list[str] = []
-  rest = text.graphemes(string) or [" "]
-  while rest and len(lines) < _MAX_LINES:
-    low, high = 1, len(rest)
-    while low < high:  # The most clusters that fit.
-      middle = (low + high + 1) // 2
-      if fits("".join(rest[:middle])):
-        low = middle
-      else:
-        high = middle - 1
-    spaces = [i for i in range(low, 0, -1) if rest[i - 1] == " "]
-    end = spaces[0] if low < len(rest) and spaces else low
-    lines.append("".join(rest[:end]).rstrip())
-    rest = rest[end:]
-  if rest:
-    lines[-1] = "".join(text.graphemes(lines[-1])[:-4]) + "..."
-  return [line or " " for line in lines]
