@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
   found.mkdir()
   monkeypatch.setattr(fonts, "directories", lambda: (str(found),))
   yield found
-  fonts._files.cache_clear()
+  fonts.found_files.cache_clear()
   fonts._fonts_for.cache_clear()
 
 
@@ -70,7 +70,7 @@ def test_the_table_goes_before_other_fonts(latin, folder):
   (other,) = fonts.fonts_for("Latn")
   assert other.path.endswith("Aaaa-Regular.ttf")
   assert (other.package, other.licence) == ("", "")
-  fonts._files.cache_clear()
+  fonts.found_files.cache_clear()
   fonts._fonts_for.cache_clear()
   shutil.copy(latin, folder / "NotoSans-Regular.ttf")
   (best,) = fonts.fonts_for("Latn")
@@ -99,7 +99,7 @@ def test_files_that_cannot_be_read_are_no_fonts(latin, tmp_path, folder):
   later = tmp_path / "later"
   later.mkdir()
   shutil.copy(latin, later / "NotoSans-Regular.ttf")
-  assert fonts._files((str(folder), str(later))) == {
+  assert fonts.found_files((str(folder), str(later))) == {
     ("notosans", "regular"): str(later / "NotoSans-Regular.ttf")
   }
 

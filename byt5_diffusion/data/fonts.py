@@ -123,7 +123,7 @@ def _directories(named: str, cache: str) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _files(folders: tuple[str, ...]) -> dict[tuple[str, str], str]:
+def found_files(folders: tuple[str, ...]) -> dict[tuple[str, str], str]:
   """{(family, style): path}, lower case, of all readable font files."""
   found: dict[tuple[str, str], str] = {}
   for folder in folders:
@@ -166,7 +166,7 @@ def covers(font: Font, script: str) -> bool:
 def _fonts_for(
   script: str, styles: tuple[str, ...], folders: tuple[str, ...]
 ) -> tuple[Font, ...]:
-  files = _files(folders)
+  files = found_files(folders)
   fonts = [
     Font(
       path=files[family.lower(), style],
@@ -363,7 +363,7 @@ def fetch(
       for package in missing
       if (problem := _fetch_one(package, folder, target, env, report))
     ]
-  _files.cache_clear()
+  found_files.cache_clear()
   _fonts_for.cache_clear()
   if failed:
     raise FetchError("\n".join([*failed, *trouble.splitlines()[-3:]]))

@@ -59,7 +59,7 @@ Backend = Callable[[str, bool, tuple[font_files.Font, ...]], Line]
 # -- HarfBuzz ----------------------------------------------------------------
 
 
-def _font_of(
+def font_of(
   cluster: str, last: int, fonts: tuple[font_files.Font, ...]
 ) -> int:
   """First font with all of the cluster; spaces and such stay with `last`."""
@@ -78,7 +78,7 @@ def _runs(
   levels = bidi.levels(text, rtl)
   start, index, last = 0, 0, (-1, 0)
   for cluster in texts.graphemes(text):
-    font = 0 if len(fonts) == 1 else _font_of(cluster, last[1], fonts)
+    font = 0 if len(fonts) == 1 else font_of(cluster, last[1], fonts)
     here = levels[index], font
     if index and here != last:
       yield bidi.Run(start, index, *last)

@@ -123,7 +123,7 @@ class Renderer:
     x, y = self._place(box, size, font, script, rng)
     coverage = line.draw(self.height, self.width, scale=size, x=x, y=y)
     ink, paper = self._colors(rng)
-    return _blend(coverage, ink, paper)
+    return blend(coverage, ink, paper)
 
   def _is_random(self) -> bool:
     return (
@@ -208,7 +208,7 @@ class Renderer:
         return ink, paper
 
 
-def _blend(
+def blend(
   coverage: np.ndarray, ink: np.ndarray, paper: np.ndarray
 ) -> np.ndarray:
   """paper + (ink - paper) * coverage / 255, rounded: [H, W] -> [H, W, 3]."""

@@ -133,7 +133,7 @@ def script_of(text: str) -> str:
   """
   counts: dict[str, int] = {}
   for character in text:
-    script = _script_of_character(character)
+    script = script_of_character(character)
     counts[script] = counts.get(script, 0) + 1
   counts.pop(COMMON, None)
   if not counts:
@@ -147,7 +147,8 @@ def script_of(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=65536)
-def _script_of_character(character: str) -> str:
+def script_of_character(character: str) -> str:
+  """ISO 15924 code of a character's script; Hani, Hira, Kana, Hang of those."""
   if match := _SCRIPT.match(character):
     return str(match.lastgroup)
   return COMMON if _COMMON.match(character) else UNKNOWN

@@ -1,0 +1,137 @@
+"""All styles that this machine has of a script's fonts, and what they are.
+
+fonts.py says which font is best for a script; here are all its families (those
+of fonts.TABLE and of MORE) in all weights, widths and slants, by their files'
+names: "NotoSans-CondensedBoldItalic.ttf".
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+
+from byt5_diffusion.data import fonts
+
+_CORE = "fonts-noto-core"
+# script -> further families, of the same packages.
+MORE: dict[str, tuple[str, ...]] = {
+  "Arab": ("NotoKufiArabic", "NotoNastaliqUrdu"),
+  "Cyrl": ("NotoSansDisplay", "NotoSerifDisplay"),
+  "Grek": ("NotoSansDisplay", "NotoSerifDisplay"),
+  "Laoo": ("NotoLoopedLao",),
+  "Latn": ("NotoSansDisplay", "NotoSerifDisplay"),
+  "Thai": ("NotoLoopedThai",),
+}
+# CSS's numbers, by what OpenType's subfamilies are called.
+WEIGHTS = {
+  "thin": 100,
+  "hairline": 100,
+  "extralight": 200,
+  "ultralight": 200,
+  "demilight": 350,
+  "light": 300,
+  "medium": 500,
+  "semibold": 600,
+  "demibold": 600,
+  "extrabold": 800,
+  "ultrabold": 800,
+  "bold": 700,
+  "black": 900,
+  "heavy": 900,
+}
+_SLANTED = ("italic", "oblique", "slanted")
+_BOLD = 600  # From here on letters are called bold.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Style:
+  """What a file's name says of its letters.
+
+  Attributes:
+    family: the name without the style, "NotoSans".
+    weight: 100 to 900; 400 is regular.
+    italic: italic or oblique.
+    kind: "serif", "sans-serif", "monospace", or "" for what is neither.
+  """
+
+  family: str
+  weight: int
+  italic: bool
+  kind: str
+
+  @property
+  def bold(self) -> bool:
+    return self.weight >= _BOLD
+
+
+@functools.lru_cache(maxsize=1024)
+def style_of(font: fonts.Font) -> Style:
+  """What the font's name says."""
+  family = pathlib.PurePath(font.path).stem.partition("-")[0]
+  name = font.style.lower()
+  weight = next((w for key, w in WEIGHTS.items() if key in name), 400)
+  italic = any(word in name for word in _SLANTED)
+  return Style(family=family, weight=weight, italic=italic, kind=_kind(family))
+
+
+def _kind(family: str) -> str:
+  name = family.lower()
+  if "mono" in name:
+    return "monospace"
+  if "sans" in name:
+    return "sans-serif"
+  # Naskh is to Arabic what letters with serifs are to Latin.
+  if "serif" in name or re.search("naskh|amiri", name):
+    return "serif"
+  return ""
+
+
+def family_number(family: str) -> int:
+  """A number below 65536 that stands for a family's name, the same for good."""
+  digest = hashlib.blake2b(family.lower().encode(), digest_size=2).digest()
+  return int.from_bytes(digest, "big")
+
+
+@functools.lru_cache(maxsize=256)
+def _variants(script: str, folders: tuple[str, ...]) -> tuple[fonts.Font, ...]:
+  files = fonts.found_files(folders)
+  rows = list(fonts.TABLE[script])
+  rows += [(family, 0, _CORE) for family in MORE.get(script, ())]
+  found = []
+  for family, index, package in rows:
+    for (name, style), path in sorted(files.items()):
+      if name == family.lower():
+        font = fonts.Font(
+          path=path,
+          index=index,
+          style=style,
+          package=package,
+          licence=fonts.PACKAGES[package],
+        )
+        found.append(font)
+  return tuple(font for font in found if fonts.covers(font, script))
+
+
+def variants(script: str) -> tuple[fonts.Font, ...]:
+  """Every family and style of a script, the table's order, then by style.
+
+  Where none of the families is here: the regular font that fonts.py finds.
+
+  Raises:
+    ValueError, fonts.MissingFont: see fonts.fonts_for.
+  """
+  if script not in fonts.TABLE:
+    fonts.fonts_for(script)  # Raises, and says what to do.
+  return _variants(script, fonts.directories()) or fonts.fonts_for(script)
+
+
+def fallbacks(script: str) -> tuple[fonts.Font, ...]:
+  """The regular fonts that stand in for characters that a font lacks."""
+  found = list(fonts.fonts_for(script))
+  for other in ("Latn", "Grek", "Cyrl", "Deva", "Arab", "Hans"):
+    try:
+      found += fonts.fonts_for(other)[:2]
+    except fonts.MissingFont:
+      continue
+  return tuple(dict.fromkeys(found))
