@@ -203,42 +203,33 @@ def _open(streams=1, hosts=1, host=0, **options):
 
 
 def test_hosts_share_batches_and_resumed_runs_go_on():
-  whole = _open(streams=4)
-  batches = [next(whole)["example_id"] for _ in range(4)]
-  assert len(np.unique(np.concatenate(batches), axis=0)) == 64
-  for host in range(2):
-    half = _open(streams=4, hosts=2, host=host)
-    for batch in batches:
-      np.testing.assert_array_equal(
-        next(half)["example_id"], batch[8 * host : 8 * host + 8]
-      )
-    half.close()
-  resumed, first = _open(streams=4), _open(streams=4)
-  next(first)
-  resumed.set_state(first.get_state())
-  np.testing.assert_array_equal(next(resumed)["example_id"], batches[1])
-  for one in (whole, resumed, first):
-    one.close()
+  whole, half = _open(streams=2), _open(streams=2, hosts=2, host=1)
+  batches = [next(whole)["example_id"]]
+  place = whole.get_state()
+  batches.append(next(whole)["example_id"])
+  assert len(np.unique(np.concatenate(batches), axis=0)) == 32
+  for batch in batches:
+    np.testing.assert_array_equal(next(half)["example_id"], batch[8:])
+  whole.set_state(place)
+  np.testing.assert_array_equal(next(whole)["example_id"], batches[1])
+  whole.close()
+  half.close()
 
 
-def test_inspect_counts_what_training_reads(capsys, monkeypatch):
-  task = mixtures.register(_NAME)
-  monkeypatch.setattr(mixtures, "register", lambda name: task)
-  cli.main(["inspect", _NAME, "--languages", "--json", "--num_ids=2048"])
+def test_inspect_counts_what_training_reads(capsys):
+  flags = ["inspect", _NAME, "--languages", "--num_ids=512"]
+  cli.main([*flags, "--seed=3", "--json"])
   facts = json.loads(capsys.readouterr().out)
   batches = _open()
   texts = collections.Counter(
     bytes((row[row > 3] - 3).astype(np.uint8)).decode()
-    for _ in range(128)
+    for _ in range(32)
     for row in next(batches)["text_tokens"]
   )
   batches.close()
-  counted = {row["code"]: row["count"] for row in facts["languages"]}
-  if facts["ids"] == 2048:  # Of seed 0; the order of seed 3 is another one.
-    assert sum(counted.values()) == 2048 == sum(texts.values())
-    for code in ("en", "ru", "sw"):
-      assert counted[code] == pytest.approx(texts[code], abs=30)
-  cli.main(["inspect", _NAME, "--languages", "--num_ids=1000"])
+  found = {row["code"]: row["count"] for row in facts["languages"]}
+  assert {code: count for code, count in found.items() if count} == texts
+  cli.main(flags)
   shown = capsys.readouterr().out
   assert "total variation distance" in shown
   assert "skewed:a@8x8" in shown
