@@ -19,6 +19,7 @@ from byt5_diffusion.data import (
   filters,
   images,
   languages,
+  order,
   rejections,
   tables,
 )
@@ -133,6 +134,12 @@ class TableSupply:
   def languages(self, split: str) -> np.ndarray:
     """Row of languages.TABLE of every example, uint8 [n]."""
     return self._catalogues[split].language
+
+  def blocks(self, split: str) -> order.Blocks:
+    """How a split's examples lie in the table's blocks."""
+    rows = np.cumsum(self.table.blocks)
+    ends = np.searchsorted(self._catalogues[split].row, rows)
+    return order.Blocks(np.diff(ends, prepend=0), self.table.block_bytes)
 
   def catalogue(self, split: str) -> Catalogue:
     """Rows, parts and languages of a split's examples."""

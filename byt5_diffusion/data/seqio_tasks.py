@@ -15,6 +15,7 @@ from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import (
   mixture,
   native_logs,
+  order,
   pictures,
   pieces,
   supplies,
@@ -26,6 +27,7 @@ with native_logs.quiet():
   import tensorflow as tf
 
 Example = Mapping[str, np.ndarray]
+_PLACES = 1024  # Ordered by one call.
 
 
 def output_features(
@@ -146,6 +148,7 @@ class SupplySource(NumberedSource):
   def __init__(self, supply: supplies.Supply):
     self.supply = supply
     self.fingerprint = supply.fingerprint
+    self._orders: dict[str, order.Order] = {}
     super().__init__(dict(supply.sizes))
 
   def get_dataset(
@@ -156,21 +159,62 @@ class SupplySource(NumberedSource):
     shard_info: seqio.ShardInfo | None = None,
     **unused: Any,
   ) -> tf.data.Dataset:
-    """Every shard orders all numbers alike, then takes its own of them."""
+    """Shard s of V has places s, s + V, ... of the one order of all.
+
+    Every pass over the data set has another order (data/order.py).
+    """
     count = self.num_input_examples(split)
     seed = 0 if seed is None or not shuffle else seed
-    ds = tf.data.Dataset.range(count)
+    shards = shard_info or seqio.ShardInfo(0, 1)
+    orders = None
     if shuffle and not self.supply.endless:
-      ds = ds.shuffle(count, seed=seed)
-    if shard_info is not None:
-      ds = ds.shard(shard_info.num_shards, shard_info.index)
+      orders = self._order(split)
+
+    def convert(key: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+      places = tf.range(
+        start, tf.minimum(start + _PLACES * shards.num_shards, count)
+      )
+      return tf.numpy_function(
+        functools.partial(_examples, orders, seed),
+        [key, places[:: shards.num_shards]],
+        tf.int64,
+        stateful=False,
+      )
+
+    # Drawn anew whenever SeqIO repeats the data set, and part of its snapshots.
+    keys = tf.data.Dataset.random(
+      seed=seed, rerandomize_each_iteration=True
+    ).take(1)
+    ds = keys.flat_map(
+      lambda key: tf.data.Dataset.range(
+        shards.index, count, _PLACES * shards.num_shards
+      ).map(lambda start: convert(key, start))
+    ).unbatch()
     return ds.map(
       lambda index: {
         "split": tf.constant(split),
-        "index": index,
+        "index": tf.ensure_shape(index, []),
         "seed": tf.cast(seed, tf.int64),
       }
     )
+
+  def _order(self, split: str) -> order.Order:
+    if split not in self._orders:
+      blocks = getattr(self.supply, "blocks", None)
+      count = self.num_input_examples(split)
+      self._orders[split] = order.Order(
+        blocks(split) if blocks else order.even(count)
+      )
+    return self._orders[split]
+
+
+def _examples(
+  orders: order.Order | None, seed: int, key: int, places: np.ndarray
+) -> np.ndarray:
+  """The examples at these places of an epoch."""
+  if orders is None:
+    return places
+  return orders.examples(order.epoch_key(seed, int(key)), places)
 
 
 def _make_all(
