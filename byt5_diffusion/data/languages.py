@@ -3,14 +3,17 @@
 Also what other data sets call them, and the scripts that they are written in.
 """
 
+import collections
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 OTHER = 255  # In arrays of uint8: none of the table's languages.
 UNKNOWN = "und"
+OTHER_SCRIPT = "Zzzz"
 
 
 class Language(NamedTuple):
@@ -261,6 +264,52 @@ def scripts(code: str) -> tuple[str, ...]:
 def right_to_left(code: str) -> bool:
   """Whether a language is usually written from right to left."""
   return scripts(code)[0] in RIGHT_TO_LEFT
+
+
+@functools.cache
+def _script_patterns() -> regex.Pattern[str]:
+  found = {script for row in SCRIPTS.values() for script in row} | {"Latn"}
+  names = sorted(found - {"Jpan", "Kore"} | {"Hira", "Kana", "Hang", "Hani"})
+  return regex.compile(
+    "|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in names)
+  )
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _script_of(character: str) -> str:
+  """ISO 15924 code of a letter; "Zzzz": of no script here, "": no letter."""
+  if not character.isalpha():
+    return ""
+  found = _script_patterns().match(character)
+  return str(found.lastgroup) if found else OTHER_SCRIPT
+
+
+def script_shares(text: str) -> dict[str, float]:
+  """Share of a text's letters in each script, the most frequent first.
+
+  Only letters count: digits, marks and punctuation are many scripts'. Kana
+  makes the Han beside it Japanese ("Jpan"), Hangul Korean ("Kore"); Han alone
+  is "Hani". A script of none of the table's languages is "Zzzz".
+  """
+  counts = collections.Counter(map(_script_of, text))
+  counts.pop("", None)
+  total = counts.total()
+  kana = counts.pop("Hira", 0) + counts.pop("Kana", 0)
+  for script, own in (("Jpan", kana), ("Kore", counts.pop("Hang", 0))):
+    if own:
+      counts[script] = own + counts.pop("Hani", 0)
+  return {script: count / total for script, count in counts.most_common()}
+
+
+def fits(text: str, code: str) -> bool:
+  """Whether most letters of a text are of a script of its language.
+
+  True where nothing speaks against it: no letters, or no known language.
+  """
+  shares = script_shares(text)
+  if not shares or row(code) < 0:
+    return True
+  return sum(shares.get(script, 0) for script in scripts(code)) >= 0.5
 
 
 def identify(text: str, identifier: str = "py3langid") -> tuple[str, float]:
