@@ -24,6 +24,8 @@ MAX_SCANS = 100
 MAX_STRIPS = 2**16
 
 _SOS, _EOI = 0xDA, 0xD9
+# Frames without progression, by Huffman's codes and by arithmetic ones.
+_ONE_PASS = (0xC0, 0xC1, 0xC9)
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # TEM, RST0..7, SOI: without a length.
 # In entropy-coded data, 0xFF stands before 0x00 or a restart marker.
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
@@ -65,15 +67,16 @@ class MeteredFile(io.BytesIO):
 
 def check_scans(raw: bytes) -> None:
   """Refused: a JPEG of more than MAX_SCANS scans."""
-  # Too many in the file may still be few in its first picture: a thumbnail
-  # comes before, other pictures of an MPO behind.
-  if raw.count(b"\xff\xda") > MAX_SCANS and _num_scans(raw) > MAX_SCANS:
+  if _num_scans(raw) > MAX_SCANS:
     raise Refused(f"more than {MAX_SCANS} scans")
 
 
 def _num_scans(raw: bytes) -> int:
-  """Scans of the first picture in a JPEG file; stops at MAX_SCANS + 1."""
-  at, scans = 2, 0
+  """Scans of the first picture in a JPEG file; stops at MAX_SCANS + 1.
+
+  An ordinary file, all in its first scan, is not looked at behind that.
+  """
+  at, scans, parts = 2, 0, 0
   while scans <= MAX_SCANS:
     found = _MARKER.search(raw, at)
     if found is None or raw[found.end() - 1] == _EOI:
@@ -81,7 +84,12 @@ def _num_scans(raw: bytes) -> int:
     kind, at = raw[found.end() - 1], found.end()
     if kind in _ALONE:
       continue
-    scans += kind == _SOS
+    if kind in _ONE_PASS:
+      parts = raw[at + 7] if at + 7 < len(raw) else 0
+    if kind == _SOS:
+      scans += 1
+      if scans == 1 and raw[at + 2 : at + 3] == bytes([parts]):
+        break
     at += int.from_bytes(raw[at : at + 2], "big")
   return scans
 

@@ -83,9 +83,8 @@ def to_pixels(image: Image.Image) -> np.ndarray:
   """uint8 [h, w, 3] of an image of a mode that Decoded may have."""
   if image.mode == "L":
     return np.repeat(np.asarray(image)[..., None], 3, axis=-1)
-  if image.mode == "RGBX":
-    return np.ascontiguousarray(np.asarray(image)[..., :3])
-  return np.array(image)
+  raw = image.tobytes("raw", "RGB")
+  return np.frombuffer(raw, np.uint8).reshape(image.height, image.width, 3)
 
 
 def decode(
@@ -255,7 +254,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     levels = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
   if image.mode in _ALPHA or "transparency" in image.info:
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     paper = Image.new("RGB", layer.size, (_WHITE, _WHITE, _WHITE))
     paper.paste(layer, mask=layer.getchannel("A"))
     return paper

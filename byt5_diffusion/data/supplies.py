@@ -259,8 +259,8 @@ class Maker:
       name: lengths.get(name) or 2**20
       for name in ("text_tokens", "semantic_tokens")
     }
-    size = len(caption.encode("utf-8")) + 1
-    if size > limits["text_tokens"] and self.picture.whole_caption:
+    length = len(caption.encode("utf-8")) + 1
+    if length > limits["text_tokens"] and self.picture.whole_caption:
       raise images.BadImage(
         example.key,
         f"text longer than {limits['text_tokens'] - 1} bytes (MAX_TEXT_LENGTH)",
