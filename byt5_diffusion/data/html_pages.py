@@ -29,14 +29,19 @@ from xml.sax import saxutils
 import numpy as np
 from PIL import Image
 
-from byt5_diffusion.data import annotated, fonts, images, page_boxes
+from byt5_diffusion.data import (
+  annotated,
+  font_styles,
+  fonts,
+  images,
+  page_boxes,
+)
 
 _WANTED = (
   "Pages of HTML need WeasyPrint and PDFium: pip install "
   "'byt5-diffusion[layouts]', and the system's libpango-1.0-0, "
   "libpangoft2-1.0-0 and libharfbuzz-subset0"
 )
-STYLES = ("regular", "bold", "italic", "bolditalic", "slanted", "boldslanted")
 # A picture in a data: address.
 _MAX_DATA_BYTES, _MAX_DATA_PIXELS = 2**20, 4_000_000
 _MAX_REGIONS = 20_000
@@ -47,20 +52,12 @@ _ROOM = 0.5  # Pixels by which ink may leave the page.
 # -- Fonts -------------------------------------------------------------------
 
 
-def font_files(scripts: Sequence[str] = tuple(fonts.TABLE)) -> tuple[str, ...]:
-  """The files of fonts.py's fonts for these scripts, those that are here."""
+@functools.cache
+def font_files() -> tuple[str, ...]:
+  """The files of the fonts that are here of all scripts (font_styles.py)."""
   found: dict[str, None] = {}
-  for script in scripts:
-    for style in STYLES:
-      try:
-        listed = fonts.fonts_for(script, styles=(style,))
-      except fonts.MissingFont:
-        continue
-      rows = {family.lower() for family, _, _ in fonts.TABLE[script]}
-      for font in listed:
-        stem = os.path.basename(font.path).lower().partition("-")[0]
-        if stem.partition(".")[0] in rows or style == "regular":
-          found[font.path] = None
+  for script in fonts.available_scripts():
+    found.update(dict.fromkeys(f.path for f in font_styles.variants(script)))
   return tuple(found)
 
 
@@ -132,11 +129,11 @@ class _Libraries(NamedTuple):
 @functools.cache
 def _libraries() -> _Libraries:
   try:
-    import pypdfium2  # noqa: PLC0415
-    import weasyprint  # noqa: PLC0415
-    from weasyprint.formatting_structure import boxes  # noqa: PLC0415
-    from weasyprint.text import ffi  # noqa: PLC0415
-    from weasyprint.text import fonts as weasyprint_fonts  # noqa: PLC0415
+    import pypdfium2
+    import weasyprint
+    from weasyprint.formatting_structure import boxes
+    from weasyprint.text import ffi
+    from weasyprint.text import fonts as weasyprint_fonts
   except (ImportError, OSError) as error:
     raise ImportError(f"{_WANTED} ({error}).") from error
   configuration = weasyprint_fonts.FontConfiguration()
@@ -230,13 +227,16 @@ def draw(
   for size in fit or (None,):
     document = _lay_out(source, name, height, width, size)
     page = document.pages[0]
-    pieces, missing = page_boxes.find(page, made.boxes, made.pango)
+    found = page_boxes.find(page, made.boxes, made.pango)
+    pieces = found.pieces
     out = [piece for piece in pieces if _leaves(piece.box, height, width)]
-    if not fit or (len(document.pages) == 1 and not out):
+    fits = not out and not found.torn and not found.crowded
+    fits = fits and len(document.pages) == 1
+    if not fit or fits:
       break
-  if strict and missing:
-    raise images.BadImage(name, f"no glyph for {missing!r}")
-  if strict and (out or len(document.pages) > 1):
+  if strict and found.missing:
+    raise images.BadImage(name, f"no glyph for {found.missing!r}")
+  if strict and not fits:
     raise images.BadImage(name, "its text does not fit the page")
   if len(pieces) > _MAX_REGIONS:
     raise images.BadImage(name, f"more than {_MAX_REGIONS} words and lines")
@@ -262,20 +262,19 @@ def _check_depth(source: bytes, name: str) -> None:
   for part in source.split(b"<")[1:]:
     if part[:1] == b"/":
       depth = max(0, depth - 1)
-    elif part[:1].isalpha() and not part.lower().startswith(_CLOSE_THEMSELVES):
+    elif part[:1].isalpha() and not part.lower().startswith(
+      tuple(_CLOSE_THEMSELVES)
+    ):
       depth += b"/>" not in part[:1000]
       deepest = max(deepest, depth)
   if deepest > _MAX_DEPTH:
     raise images.BadImage(name, "nested too deeply")
 
 
-_CLOSE_THEMSELVES = tuple(
-  tag.encode()
-  for tag in (
-    "area base br col dd dt hr img input li link meta option p tbody td tfoot "
-    "th thead tr wbr".split()
-  )
-)
+_CLOSE_THEMSELVES = (
+  b"area base br col dd dt hr img input li link meta option p tbody td tfoot "
+  b"th thead tr wbr"
+).split()
 
 
 def _lay_out(
@@ -331,4 +330,3 @@ def _clipped(
   left, top = max(0.0, box[0]), max(0.0, box[1])
   right, bottom = min(float(width), box[2]), min(float(height), box[3])
   return (left, top, right, bottom) if right > left and bottom > top else None
-

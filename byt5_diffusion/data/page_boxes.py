@@ -7,8 +7,9 @@ the glyphs of a word, joined, are the word's.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import regex
 
 from byt5_diffusion.data import annotated, text
@@ -24,6 +25,8 @@ _WORD = regex.compile(r"[^\s\u200b]+")
 _CHARACTERS = regex.compile(
   r"[\p{Han}\p{Hiragana}\p{Katakana}ー々〆、。，．・：；！？「」『』（）]"
 )
+# Share of a line's box that one of another block may cover.
+_MAX_COMMON = 0.1
 _UNSEEN = dict.fromkeys(map(ord, "\u200b\u00ad\u2060\ufeff"))
 
 
@@ -55,8 +58,29 @@ class _Line:
   ink: list[tuple[int, annotated.Box]] = dataclasses.field(default_factory=list)
 
 
-def find(page: Any, boxes: Any, pango: Any) -> tuple[list[Piece], str]:
-  """Blocks, lines and words of a page, in this order, and what has no glyph.
+def breaks_anywhere(word: str) -> bool:
+  """Whether a word may be broken between any two of its characters."""
+  return _CHARACTERS.search(word) is not None
+
+
+class Found(NamedTuple):
+  """What is known of a page.
+
+  Attributes:
+    pieces: blocks, then lines, then words.
+    missing: characters without a glyph.
+    torn: words of blocks that are broken or absent for want of room.
+    crowded: whether lines of different blocks lie on each other.
+  """
+
+  pieces: list[Piece]
+  missing: str
+  torn: list[str]
+  crowded: bool
+
+
+def find(page: Any, boxes: Any, pango: Any) -> Found:
+  """Where everything is on a page.
 
   Args:
     page: weasyprint's Page.
@@ -67,20 +91,29 @@ def find(page: Any, boxes: Any, pango: Any) -> tuple[list[Piece], str]:
   walk.visit(page._page_box, None, 0, None)
   lines: list[Piece] = []
   words: list[Piece] = []
-  texts: dict[int, list[Piece]] = {}
+  inside: dict[int, list[Piece]] = {}
+  texts: dict[int, list[str]] = {}
   for line in walk.lines:
     whole = _piece("line", line, 0, len(line.text))
     if whole is None:
       continue
     lines.append(whole)
-    texts.setdefault(line.block, []).append(whole)
+    inside.setdefault(line.block, []).append(whole)
+    texts.setdefault(line.block, []).append(line.text)
     words.extend(_words(line))
   blocks = [
     block
     for number, element in walk.blocks.items()
-    if (block := _block(element, texts.get(number, []), walk.areas[number]))
+    if (block := _block(element, inside.get(number, []), walk.areas[number]))
   ]
-  return [*blocks, *lines, *words], "".join(dict.fromkeys(walk.missing))
+  torn = [
+    word
+    for element in _labelled(page._page_box)
+    for word in _torn(element, texts.get(id(element), []))
+  ]
+  missing = "".join(dict.fromkeys(walk.missing))
+  crowded = _crowded([(i, line) for i in inside for line in inside[i]])
+  return Found([*blocks, *lines, *words], missing, torn, crowded)
 
 
 class _Walk:
@@ -88,6 +121,11 @@ class _Walk:
 
   def __init__(self, boxes: Any, pango: Any) -> None:
     self._boxes = boxes
+    self._blocks = (
+      boxes.BlockLevelBox,
+      boxes.InlineBlockBox,
+      boxes.TableCellBox,
+    )
     self._pango = pango
     self.lines: list[_Line] = []
     self.blocks: dict[int, Any] = {}  # Elements with a label.
@@ -119,9 +157,7 @@ class _Walk:
       if line is None or not line.vertical:
         line = _Line(block, False, matrix)
         self.lines.append(line)
-    elif isinstance(box, self._boxes.BlockLevelBox) or isinstance(
-      box, (self._boxes.InlineBlockBox, self._boxes.TableCellBox)
-    ):
+    elif isinstance(box, self._blocks):
       line = line if line is not None and line.vertical else None
     for child in getattr(box, "children", ()):
       self.visit(child, matrix, block, line)
@@ -241,6 +277,36 @@ def _area(box: Any, matrix: Any) -> Piece:
   return _turned("", "", (left, top, right, bottom), matrix, False)
 
 
+def _labelled(page_box: Any) -> Iterator[Any]:
+  """All blocks of the document, whether they are on the page or not."""
+  for box in page_box.children:
+    if getattr(box.element, "tag", None) == "html":
+      yield from (e for e in box.element.iter() if e.get(LABEL))
+
+
+def _crowded(lines: list[tuple[int, Piece]]) -> bool:
+  """Whether lines of different blocks overlap by much of the smaller one."""
+  boxes = np.array([line.box for _, line in lines]).reshape(-1, 4)
+  blocks = np.array([block for block, _ in lines])
+  low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+  high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+  common = np.clip(high - low, 0, None).prod(axis=2)
+  areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+  least = np.minimum(areas[:, None], areas[None, :])
+  others = blocks[:, None] != blocks[None, :]
+  return bool(np.any(others & (common > _MAX_COMMON * least)))
+
+
+def _torn(element: Any, lines: list[str]) -> list[str]:
+  """Words of an element that no line of it has as a whole."""
+  there = {word for line in lines for word in _WORD.findall(line)}
+  return [
+    word
+    for word in _WORD.findall("".join(element.itertext()))
+    if word not in there and not breaks_anywhere(word)
+  ]
+
+
 def _block(
   element: Any, lines: list[Piece], areas: list[Piece]
 ) -> Piece | None:
@@ -250,9 +316,7 @@ def _block(
   if label not in annotated.LABELS[1:] or not parts:
     return None
   corners = [
-    corner
-    for part in parts
-    for corner in (part.box[:2], part.box[2:])
+    corner for part in parts for corner in (part.box[:2], part.box[2:])
   ]
   written = "".join(element.itertext()).translate(_UNSEEN)
   polygon = parts[0].polygon if len(parts) == 1 else ()
