@@ -147,7 +147,7 @@ def test_the_list_keeps_columns_and_leaves_out_what_is_no_address(
   settings = downloads.Settings().of_table(source, table.columns)
   left_out = downloads.write_list(table, tmp_path / "out", settings)
   assert left_out == {"neither http nor https": 2, "no address": 1}
-  written = pq.read_table(tmp_path / "out" / "_urls" / "00000.parquet")
+  written = pq.read_table(tmp_path / "out" / ".urls" / "00000.parquet")
   assert written.column_names == [
     "url", "caption", "WIDTH", "HEIGHT", "similarity", "LANGUAGE", "hash",
     "pwatermark", "punsafe",
@@ -172,7 +172,7 @@ def test_wit_has_each_address_once(tmp_path: pathlib.Path) -> None:
   settings = downloads.Settings().of_table(str(path), table.columns)
   left_out = downloads.write_list(table, tmp_path / "out", settings)
   assert left_out == {"seen before": 1}
-  written = pq.read_table(tmp_path / "out" / "_urls" / "00000.parquet")
+  written = pq.read_table(tmp_path / "out" / ".urls" / "00000.parquet")
   assert written.to_pydict() == {"url": ["http://a.org/1", "http://a.org/2"]}
 
 

@@ -1,6 +1,6 @@
 """Pictures of data sets that are lists of addresses: img2dataset, guarded.
 
-  list of addresses -> <output_dir>/_urls   http and https alone
+  list of addresses -> <output_dir>/.urls   http and https alone
   img2dataset       -> <output_dir>         on a process of its own, which
                                             reaches the guard and nothing else
 
@@ -35,7 +35,7 @@ from byt5_diffusion.data import (
 )
 
 FORMATS = ("webdataset", "parquet", "tfrecord")
-_URLS, _UNFINISHED, _SETTINGS = "_urls", "_urls.partial", "settings.json"
+_URLS, _UNFINISHED, _SETTINGS = ".urls", ".urls.partial", "settings.json"
 _URL_COLUMNS = ("URL", "url", "image_url")
 _CAPTION_COLUMNS = ("TEXT", "caption", "text")
 # Names that img2dataset keeps for itself.
@@ -193,7 +193,7 @@ def check_python(python: str | None) -> None:
 def write_list(
   table: tables.Table, folder: pathlib.Path, settings: Settings
 ) -> dict[str, int]:
-  """Writes <folder>/_urls, unless it is there: {reason: what is left out}.
+  """Writes <folder>/.urls, unless it is there: {reason: what is left out}.
 
   Raises:
     ValueError: the folder has files of somebody else, or other addresses.
