@@ -3,9 +3,9 @@
   write("scene", ["営業中", "OPEN"], "ja", seed)
   -> 「営業中」と「OPEN」が写っている写真。
 
-The sentence is in the language of the text if the table has it, else in
-English. Strings are quoted to the letter; where each of them stands comes with
-the caption.
+The sentence is in the language of the text, if the table has it, or in English,
+each half of the time: both ask for such pictures. Strings are quoted to the
+letter; where each of them stands comes with the caption.
 """
 
 from collections.abc import Mapping, Sequence
@@ -236,11 +236,12 @@ def write(
     language: mC4's code of the strings.
     seed: chooses among the sentences; the same one gives the same caption.
   """
-  wording = WORDINGS.get(language)
-  if wording is None or kind not in wording.sentences:
+  random = np.random.default_rng(seed)
+  wording = WORDINGS.get(language, WORDINGS[DEFAULT])
+  if kind not in wording.sentences or random.random() < 0.5:
     wording = WORDINGS[DEFAULT]
   sentences = wording.sentences[kind]
-  choice = int(np.random.default_rng(seed).integers(len(sentences)))
+  choice = int(random.integers(len(sentences)))
   before, after = sentences[choice].split("{}")
   caption, spans = before, []
   for i, string in enumerate(strings):

@@ -249,6 +249,21 @@ def rectangle(corners: Outline) -> Outline:
   return tuple((float(x), float(y)) for x, y in ordered)
 
 
+def upright(corners: Outline) -> Outline:
+  """The smallest rectangle around an outline that begins anywhere.
+
+  Its writing is taken to run from left to right, or down, not upside down: the
+  first side is the one that points most to the right.
+  """
+  found = rectangle(corners)
+  first = max(range(4), key=lambda i: _rightness(found[i], found[(i + 1) % 4]))
+  return (*found[first:], *found[:first])
+
+
+def _rightness(start: tuple[float, float], end: tuple[float, float]) -> float:
+  return (end[0] - start[0]) / max(math.dist(start, end), 1e-9)
+
+
 def _hull_sides(corners: Outline) -> list[tuple[np.ndarray, np.ndarray]]:
   """Sides of the convex hull (Andrew's monotone chain)."""
 

@@ -4,6 +4,7 @@ Pictures are looked up by name (data/picture_folder.py), and decoded once for
 all the crops that are asked for one behind the other.
 """
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -15,15 +16,15 @@ from byt5_diffusion.data import (
   descriptions,
   images,
   languages,
+  order,
   outlines,
+  page_captions,
   picture_folder,
   rejections,
-  supplies,
   written_pages,
 )
 
-# Quoted as one of several strings: more is no sign that one reads in passing.
-_MAX_QUOTE = 80  # characters
+_PAGE_BYTES = 12 * 2**20  # Of a decoded picture, about.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,14 +110,15 @@ class PageSupply:
       entries = self._entries(page, listing)
       if entries:
         found += [(len(self._pages), *entry) for entry in entries]
-        places.append((page.split, _position(page.key)))
+        places.append((page.split, _position(page.together or page.key)))
         self._pages.append(page.pack())
         digest.update(self._pages[-1])
-    listing.judge()
+    listing.judge(len(found))
     if not found:
+      what = {"": "picture"}.get(form.part, form.part)
       raise ValueError(
-        f"{name}: nothing that can be read was found "
-        f"({listing.num_pages} pages)."
+        f"{name}: there is no {what} that can be read in "
+        f"{listing.num_pages} annotated pictures."
       )
     self.fingerprint = digest.hexdigest()
     rows = np.array(found, np.int64)
@@ -127,6 +129,13 @@ class PageSupply:
   def languages(self, split: str) -> np.ndarray | None:
     """See supplies.Supply."""
     return self._rows[split][:, 2].astype(np.uint8)
+
+  def blocks(self, split: str) -> order.Blocks:
+    """The crops of a page are read together, so that it is decoded once."""
+    if not self._form.part:
+      return order.even(self.sizes[split])
+    _, sizes = np.unique(self._rows[split][:, 0], return_counts=True)
+    return order.Blocks(sizes, [_PAGE_BYTES] * len(sizes))
 
   def read(
     self, split: str, index: int, seed: int = 0, language: str = ""
@@ -193,14 +202,11 @@ class PageSupply:
   def _useless(self, page: written_pages.Page) -> str:
     if not page.readable:
       return "nothing legible"
-    if self._form.max_quotes and not _quotable(page):
+    if self._form.max_quotes and not page_captions.quotable(page):
       return "nothing to quote"
-    areas = {True: 0.0, False: 0.0}
-    for mark in page.marks:
-      if mark.parent < 0:
-        left, top, right, bottom = outlines.box(mark.outline)
-        areas[mark.legible] += (right - left) * (bottom - top)
-    if areas[False] > self._form.max_illegible * sum(areas.values()):
+    written = [mark.outline for mark in page.marks if mark.parent < 0]
+    illegible = sum(map(_area, page_captions.hidden(page)))
+    if illegible > self._form.max_illegible * sum(map(_area, written)):
       return "mostly illegible"
     return self._too_long(page.text)
 
@@ -209,15 +215,15 @@ class PageSupply:
   ) -> annotated.Annotated:
     form = self._form
     if form.hidden:
-      image = outlines.hide(image, _hidden(page))
-    chosen = page.readable
+      image = outlines.hide(image, page_captions.hidden(page))
+    chosen, strings = page.readable, [page.text]
     if form.max_quotes:
-      chosen = _largest(page, form.max_quotes)
+      chosen = page_captions.largest(page, form.max_quotes)
       strings = [page.marks[number].text for number in chosen]
-    else:
-      strings = [page.text]
     caption = descriptions.write(form.kind, strings, page.language, _seed(key))
-    spans = _spans(page, chosen, strings, caption)
+    spans = page_captions.spans(
+      page, chosen, caption, whole=not form.max_quotes
+    )
     regions = []
     for number, mark in enumerate(page.marks):
       try:
@@ -243,7 +249,7 @@ class PageSupply:
     caption = descriptions.write(
       self._form.kind, [mark.text], mark.language, _seed(key)
     )
-    spans = _spans(page, [number], [mark.text], caption)
+    spans = page_captions.spans(page, [number], caption, whole=False)
     size = crop.pixels.shape[:2]
     regions = []
     for other, part in enumerate(page.marks):
@@ -284,18 +290,21 @@ class _Listing:
   def leave_out(self, key: str, reason: str) -> None:
     self._left_out.append((key, reason))
 
-  def judge(self) -> None:
-    """Raises TooManyRejections if too much of it is broken."""
-    rejections.Ledger(
-      f"{self._name} (annotations)",
-      max_share=self._max_share,
-      num_records=max(1, self._num_marks),
-    ).reject_all(self._problems)
-    source = f"{self._name} (filters)"
-    rejections.forget(source)
-    rejections.ledger(
-      source, max_share=1.0, num_records=max(1, self._num_marks)
-    ).reject_all(self._left_out)
+  def judge(self, num_kept: int) -> None:
+    """Tells the ledgers; raises if too much of the annotations is broken."""
+    for called, listed, share in (
+      (f"{self._name} (annotations)", self._problems, self._max_share),
+      (f"{self._name} (filters)", self._left_out, 1.0),
+    ):
+      rejections.forget(called)
+      rejections.ledger(
+        called, max_share=share, num_records=max(1, self._num_marks)
+      ).count(num_kept, collections.Counter(why for _, why in listed), listed)
+
+
+def _area(outline: outlines.Outline) -> float:
+  left, top, right, bottom = outlines.box(outline)
+  return (right - left) * (bottom - top)
 
 
 def _row(code: str) -> int:
@@ -330,69 +339,6 @@ def _splits(places: list[tuple[str, float]], share: float) -> list[str]:
     "validation" if split == "train" and at < limit else split
     for split, (_, at) in zip(splits, places, strict=True)
   ]
-
-
-def _quotable(page: written_pages.Page) -> list[int]:
-  """Marks that a caption may quote: short, and with a letter or a digit."""
-  return [
-    number
-    for number in page.readable
-    if len(page.marks[number].text) <= _MAX_QUOTE
-    and any(one.isalnum() for one in page.marks[number].text)
-  ]
-
-
-def _largest(page: written_pages.Page, count: int) -> list[int]:
-  """The `count` marks with the tallest writing, in reading order."""
-
-  def height(number: int) -> float:
-    left, top, right, bottom = outlines.box(page.marks[number].outline)
-    return min(right - left, bottom - top)
-
-  chosen = sorted(_quotable(page), key=height, reverse=True)[:count]
-  return sorted(chosen)
-
-
-def _hidden(page: written_pages.Page) -> list[outlines.Outline]:
-  """Illegible writing; of a line with parts, those of the parts."""
-  lines = page.parts
-  return [
-    mark.outline
-    for number, mark in enumerate(page.marks)
-    if not mark.legible and number not in lines
-  ]
-
-
-def _spans(
-  page: written_pages.Page,
-  chosen: list[int],
-  strings: list[str],
-  caption: descriptions.Caption,
-) -> dict[int, tuple[int, int]]:
-  """Where the caption has the text of marks, {number: (start, end)} in bytes.
-
-  Args:
-    page: of the marks.
-    chosen: numbers of the marks that are quoted.
-    strings: as they are quoted: one for each, or one for all of them.
-    caption: that quotes them.
-  """
-  starts = [span[0] for span in caption.spans]
-  if len(strings) == 1:  # All of them, one line each.
-    for number in chosen[:-1]:
-      size = len(page.marks[number].text.encode("utf-8"))
-      starts.append(starts[-1] + size + 1)
-  spans, parts = {}, page.parts
-  for number, start in zip(chosen, starts, strict=True):
-    text = page.marks[number].text
-    inside = parts.get(number, [])
-    strings = [page.marks[part].text for part in inside]
-    found = supplies.spans(text, strings)
-    spans[number] = (start, start + len(text.encode("utf-8")))
-    for part, span in zip(inside, found, strict=True):
-      if span is not None:
-        spans[part] = (start + span[0], start + span[1])
-  return spans
 
 
 def _region(

@@ -249,5 +249,5 @@ def _guess(file: files.File) -> str:
   if "paragraphs" in keys:
     return "hiertext"
   if keys & {"imgs", "anns"}:
-    return "coco_text"
+    return "coco_text" if keys & {"cats", "legibility"} else "textocr"
   return ""

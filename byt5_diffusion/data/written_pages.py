@@ -52,6 +52,8 @@ class Page:
     picture: the name of its picture, with or without folders and extension.
     marks: in reading order, parts behind the line that they belong to.
     split: as published, one of SPLITS; "": it says none.
+    together: pages of the same name here are in the same split; "": the key.
+    spaced: whether the parts of a line stand apart: words, not characters.
     problems: (name, reason) of what could not become a mark.
   """
 
@@ -59,6 +61,8 @@ class Page:
   picture: str
   marks: tuple[Mark, ...]
   split: str = ""
+  together: str = ""
+  spaced: bool = True
   problems: tuple[tuple[str, str], ...] = ()
 
   @property
@@ -89,9 +93,27 @@ class Page:
     return found
 
   @property
+  def written(self) -> tuple[str, dict[int, int]]:
+    """All that can be read, and where each of `readable` begins in it.
+
+    A line for each; what belongs to the same line stands in one.
+    """
+    written, before = "", -2
+    starts: dict[int, int] = {}
+    for number in self.readable:
+      line = self.marks[number].parent
+      if starts:
+        same = line >= 0 and line == before
+        written += (" " if self.spaced else "") if same else "\n"
+      starts[number] = len(written)
+      written += self.marks[number].text
+      before = line
+    return written, starts
+
+  @property
   def text(self) -> str:
-    """All that can be read, a line for each."""
-    return "\n".join(self.marks[number].text for number in self.readable)
+    """All that can be read."""
+    return self.written[0]
 
   @property
   def language(self) -> str:
@@ -117,12 +139,13 @@ class Page:
       for mark in self.marks
     ]
     return json.dumps(
-      [self.key, self.picture, marks, self.split], separators=(",", ":")
+      [self.key, self.picture, marks, self.split, int(self.spaced)],
+      separators=(",", ":"),
     ).encode("ascii")
 
   @classmethod
   def unpack(cls, raw: bytes) -> "Page":
-    key, picture, marks, split = json.loads(raw)
+    key, picture, marks, split, spaced = json.loads(raw)
     return cls(
       key=key,
       picture=picture,
@@ -139,13 +162,24 @@ class Page:
         for label, numbers, text, legible, vertical, language, parent in marks
       ),
       split=split,
+      spaced=bool(spaced),
     )
 
 
 class Draft:
   """A page in the making: marks are added one by one."""
 
-  def __init__(self, key: str, picture: str, split: str = ""):
+  def __init__(
+    self,
+    key: str,
+    picture: str,
+    split: str = "",
+    *,
+    together: str = "",
+    spaced: bool = True,
+  ):
+    self._together = together
+    self._spaced = spaced
     self._key = key
     self._picture = picture
     self._split = split
@@ -208,6 +242,8 @@ class Draft:
       picture=self._picture,
       marks=tuple(self._marks),
       split=self._split,
+      together=self._together,
+      spaced=self._spaced,
       problems=tuple(self._problems),
     )
 
