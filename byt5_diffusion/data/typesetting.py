@@ -12,11 +12,13 @@ pixels, in any thread and on any machine that has the same fonts.
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 from byt5_diffusion.data import (
   annotated,
@@ -26,11 +28,16 @@ from byt5_diffusion.data import (
   shaping,
   typography,
 )
+from byt5_diffusion.data import text as texts
 
 VERTICAL = ("Hans", "Hant", "Jpan", "Kore")
+# Lines of these end between any two grapheme clusters, others at spaces.
+UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 ALIGNMENTS = ("left", "center", "right")
 Color = tuple[int, int, int]
 _WORD = re.compile(r"\S+")
+# What stays on one line: "8 769", "12 kg", "9,50 €".
+_KEPT = regex.compile(r"\S+(?:(?:(?<=\d)\s+|\s+(?=\p{Sc}))\S+)*")
 _GAP = 0.08  # em, the least between the ink of two lines.
 
 
@@ -137,6 +144,45 @@ def compose(
   coverage = shaping.draw(glyphs, height, width, scale)
   image = typography.blend(coverage, np.array(style.ink), np.array(style.paper))
   return Composition(image, placed, scale, leading)
+
+
+def wrap(text: str, script: str, per_line: int) -> list[tuple[int, int]]:
+  """Where lines of about the same length begin and end; spaces between go.
+
+  Args:
+    text: one string.
+    script: of its writing; it says where lines may end.
+    per_line: grapheme clusters, which one long word may exceed.
+  """
+  if script in UNSPACED:
+    lengths = [len(cluster) for cluster in texts.graphemes(text)]
+    parts = list(itertools.accumulate(lengths, initial=0))
+    places = list(itertools.pairwise(parts))
+  else:
+    places = [match.span() for match in _KEPT.finditer(text)]
+  total = len(texts.graphemes(text))
+  count = min(len(places), math.ceil(total / max(1, per_line)))
+  lines: list[tuple[int, int]] = []
+  for start, end in places:
+    # The line that the middle of this word would be in, were all equal.
+    number = int((start + end) / 2 * count / max(1, len(text)))
+    if lines and number < len(lines):
+      lines[-1] = (lines[-1][0], end)
+    else:
+      lines.append((start, end))
+  return [
+    (start, start + len(text[start:end].rstrip()))
+    for start, end in lines
+    if text[start:end].strip()
+  ]
+
+
+def per_line(style: Style, script: str, height: int, width: int) -> int:
+  """Grapheme clusters of a line that fits a picture at the style's size."""
+  em = style.size * height
+  advance = (1.0 if script in VERTICAL else 0.6) + style.tracking
+  room = (height if style.vertical else width) - 2 * style.margin - 2
+  return max(1, int(room / (em * advance)))
 
 
 @functools.lru_cache(maxsize=64)
