@@ -25,13 +25,21 @@ from byt5_diffusion import (
   contract,
   evaluation,
   feature_converters,
+  layout_scores,
   spelling,
   telemetry,
   trained,
   variables,
 )
 from byt5_diffusion import partitioning as partitioning_lib
-from byt5_diffusion.data import batch_view, images, patches, text, words
+from byt5_diffusion.data import (
+  batch_view,
+  images,
+  layout_text,
+  patches,
+  text,
+  words,
+)
 
 PyTree = Any
 Batch = Mapping[str, np.ndarray]
@@ -223,6 +231,7 @@ def read_data(
   use_ema: bool = True,
   beam_size: int | None = None,
   compare_with_tesseract: bool = True,
+  answers: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
   """Reads a data set's pictures; writes readings.jsonl and scores.json.
 
@@ -239,10 +248,13 @@ def read_data(
     beam_size: None is the model's.
     compare_with_tesseract: read the same pictures by Tesseract, where it is
       installed and knows the script.
+    answers: {example_id: all right answers}, where one text has several
+      (layout_scores.docvqa_answers): then "answers" has their ANLS.
 
   Returns:
     scores.json: {"step", "model": scores(..), "tesseract": scores(..)}; those
-    of Tesseract are of the texts that it has a model for.
+    of Tesseract are of the texts that it has a model for. Where all texts are
+    layouts (data/layout_text.py), "layout" has layout_scores.of_layouts.
   """
   telemetry.enable_compilation_cache()
   if partitioning.host_layout()[1] > 1:
@@ -263,13 +275,15 @@ def read_data(
     by_tesseract = read_by_tesseract(
       targets, [p for p in pictures if p is not None]
     )
+  names = [row.example_id for row in batch_view.rows([batch])]
   directory = pathlib.Path(output_dir).absolute()
   directory.mkdir(parents=True, exist_ok=True)
   with (directory / "readings.jsonl").open("w", encoding="utf-8") as out:
-    for target, reading, other in zip(
-      targets, readings, by_tesseract, strict=True
+    for name, target, reading, other in zip(
+      names, targets, readings, by_tesseract, strict=True
     ):
       record = {
+        "example_id": name,
         "text": target,
         "reading": reading.text,
         "confidence": reading.confidence,
@@ -286,5 +300,10 @@ def read_data(
     "model": scores(targets, [reading.text for reading in readings]),
     "tesseract": scores([a for a, _ in compared], [b for _, b in compared]),
   }
+  read = [reading.text for reading in readings]
+  if all(map(layout_text.is_layout, targets)):
+    result["layout"] = layout_scores.of_layouts(targets, read)
+  if answers is not None:
+    result["answers"] = layout_scores.of_answers(answers, read, names)
   (directory / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
   return result

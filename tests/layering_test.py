@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[str, str]] = {
     "package maths networks machinery",
   ),
   # Compares strings, so it must know the bytes of data.text.
-  "scores": ("confidence spelling", "maths data"),
+  "scores": ("confidence layout_scores spelling", "maths data"),
   "models": (
     "contract denoising joint models ocr super_resolution text_conditioning",
     "maths networks samplers guidance",

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeGuard
@@ -292,8 +291,4 @@ def is_box(value: Any) -> TypeGuard[list[float]]:
 
 def is_number(value: Any) -> TypeGuard[float]:
   """A finite number of a size that pixels may have; True is none."""
-  return (
-    type(value) in (int, float)
-    and math.isfinite(value)
-    and abs(value) < 2.0**24
-  )
+  return type(value) in (int, float) and abs(value) < 2**24

@@ -48,8 +48,8 @@ MARKS = {
 }
 _LABELS = {mark: label for label, mark in MARKS.items()}
 _REGION = rf"([{''.join(_LABELS)}])([0-9]{{12}})"
-# A letter before, or a digit behind, and it is a part of something else.
-_ANYWHERE = re.compile(rf"(?<![A-Za-z0-9]){_REGION}(?![0-9])")
+# A letter before or a digit behind: a part of something else.
+_ANYWHERE = re.compile(rf"(?<![A-Za-z]){_REGION}(?![0-9])")
 _LINE = re.compile(rf"[ \t]*{_REGION}(?![0-9])(?: (.*))?")
 _WHOLE = re.compile(rf"{_REGION}(?: {_REGION})*|{re.escape(EMPTY)}")
 
