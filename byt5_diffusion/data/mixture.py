@@ -137,7 +137,7 @@ class Mixture:
     self.fingerprint = hashlib.sha256(listing.encode("utf-8")).hexdigest()
     self._schedule = functools.lru_cache(maxsize=4)(self._make_schedule)
     self._found = functools.lru_cache(maxsize=16)(self._find)
-    self._rows = functools.cache(self._rows_of)
+    self._sorted = functools.cache(self._sort)
 
   def _check_alike(self) -> None:
     if not self.parts:
@@ -236,7 +236,8 @@ class Mixture:
     for places in np.split(order, np.flatnonzero(np.diff(kinds)) + 1):
       part, row = int(block.source[places[0]]), int(block.language[places[0]])
       if not self.parts[part].maker.supply.endless:
-        examples = self._rows(split, part, row)
+        order_of, starts = self._sorted(split, part)
+        examples = order_of[starts[row] : starts[row + 1]]
         key = hashlib.sha256(f"{split}/{seed}/{part}/{row}".encode()).digest()
         shuffled = apportionment.shuffled(
           index[places], len(examples), int.from_bytes(key[:8], "big")
@@ -244,12 +245,16 @@ class Mixture:
         index[places] = examples[shuffled]
     return Places(block.source, block.language, index)
 
-  def _rows_of(self, split: str, part: int, row: int) -> np.ndarray:
-    """Numbers of a finite part's examples of a language."""
+  def _sort(self, split: str, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """(a finite part's examples, language by language; where each begins)."""
     rows = self.parts[part].maker.supply.languages(split)
     assert rows is not None  # _plan has looked.
-    found = np.flatnonzero(rows == row)
-    return found.astype(np.uint32 if len(rows) < 2**32 else np.int64)
+    order = np.argsort(rows, kind="stable")
+    ends = np.cumsum(np.bincount(rows, minlength=256))
+    return (
+      order.astype(np.uint32 if len(rows) < 2**32 else np.int64),
+      np.concatenate([[0], ends]),
+    )
 
   def _at(self, split: str, position: int, seed: int) -> tuple[Part, int, str]:
     """(part, index, language to write in) of one position."""
