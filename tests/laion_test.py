@@ -185,7 +185,7 @@ def test_every_format_gives_the_same(
   rows = [(known(i), picture()) for i in range(6)]
   rows[1][0].update(LANGUAGE="nolang", caption="本日休業")
   rows[2][0].update(pwatermark=None)
-  rows[3][0].update(hash=-(2**63), LANGUAGE="he")
+  rows[3][0].update(hash=-(2**63), LANGUAGE="he", caption="שלט עם המספר שלוש")
   gone = known(6, status="failed_to_download", width=None, height=None)
   supply = laion.open_laion(
     folder_of(tmp_path, [*rows, (gone, None)], write), validation_share=0.0
