@@ -39,6 +39,7 @@ _TIFF = {
 _TILE_SIDES = (322, 323)
 _STRIPS = {273, 279, 324, 325}  # Offsets and sizes of strips and of tiles.
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_BYTES = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8}
 
 
 class Refused(Exception):
@@ -105,16 +106,20 @@ def check_tiff(raw: bytes, max_pixels: int) -> None:
   wide = header == 16
   try:
     first = struct.unpack_from(order + ("Q" if wide else "I"), raw, header // 2)
-    sides, following = [1, 1], 0
+    sides, following, size = [1, 1], 0, 0
     for tag, kind, count, value in _entries(raw, order, wide, first[0]):
       if tag is None:
         following = value
-      elif tag in _STRIPS and count > MAX_STRIPS:
+        continue
+      size += count * _BYTES.get(kind, 1)
+      if tag in _STRIPS and count > MAX_STRIPS:
         raise Refused(f"more than {MAX_STRIPS} strips")
       elif tag in _TILE_SIDES and kind in _INTEGERS:
         sides[tag - _TILE_SIDES[0]] = value
   except struct.error:
     return
+  if size > 2 * len(raw):
+    raise Refused("parts that overlap")
   if sides[0] * sides[1] > max_pixels:
     raise Refused(f"tiles of more than {max_pixels} pixels")
   if following not in (0, first[0]):
