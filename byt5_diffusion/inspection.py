@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from byt5_diffusion import named_tasks, recipes
-from byt5_diffusion.data import batch_view, pipeline
+from byt5_diffusion.data import annotation_view, batch_view, pipeline
 
 Facts = dict[str, Any]
 
@@ -42,6 +42,7 @@ img { image-rendering: pixelated; display: block; max-width: 90vw;
 .point { font: .6em ui-monospace, monospace; border: 1px solid #b42318;
   color: #b42318; border-radius: .2em; padding: 0 .2em; }
 .facts, details { color: #666; font-size: .8em; } .empty { color: #b42318; }
+.mark { display: inline-block; width: .8em; height: .8em; margin: 0 .3em; }
 .ids { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 """
 _LANGUAGES = {"Hans": "zh-Hans", "Hant": "zh-Hant", "Jpan": "ja", "Kore": "ko"}
@@ -253,8 +254,9 @@ def _figure(row: batch_view.Row) -> str:
   code = language(row.script)
   lang = f" lang='{code}'" if code else ""
   return (
-    f"<figure>{_image(row)}<div class='text' dir='auto'{lang} title='{ids}'>"
-    f"{caption}</div>{_semantic(row)}"
+    f"<figure>{_image(row.picture)}{_annotations(row)}"
+    f"<div class='text' dir='auto'{lang} title='{ids}'>{caption}</div>"
+    f"{_semantic(row)}"
     f"<div class='facts'>{html.escape(described(row))}</div>"
     f"<details><summary>ids</summary><div class='ids'>{ids}</div></details>"
     "</figure>"
@@ -311,8 +313,29 @@ def scale_of(picture: np.ndarray) -> int:
   return max(1, _TINY // max(1, picture.shape[0]))
 
 
-def _image(row: batch_view.Row) -> str:
-  picture = row.picture
+def _annotations(row: batch_view.Row) -> str:
+  """Boxes and mask over the picture, what their colours mean, and the rest."""
+  if not annotation_view.is_annotated(row):
+    return ""
+  marks = "".join(
+    f"<span class='mark' style='background:#{r:02x}{g:02x}{b:02x}'></span>"
+    f"{html.escape(label)} {count} "
+    for label, (r, g, b), count in annotation_view.legend(row)
+  )
+  texts = "".join(
+    f"<li dir='auto'>{html.escape(region.label)}: {html.escape(region.text)}"
+    for region in annotation_view.regions(row)
+    if region.text
+  )
+  found = html.escape(annotation_view.described(row))
+  return (
+    f"{_image(annotation_view.overlaid(row))}<div class='facts'>{marks}</div>"
+    f"<div class='facts'>{found}</div>"
+    f"<details><summary>regions</summary><ol>{texts}</ol></details>"
+  )
+
+
+def _image(picture: np.ndarray | None) -> str:
   if picture is None:
     return ""
   file = io.BytesIO()
@@ -351,6 +374,7 @@ def to_json(view: View) -> Facts:
           if "semantic_tokens" in row.arrays
           else {}
         ),
+        **_annotated(row),
         "bytes": row.num_bytes,
         "script": row.script,
         "size": row.size,
@@ -358,3 +382,11 @@ def to_json(view: View) -> Facts:
       for row in view.rows
     ],
   }
+
+
+def _annotated(row: batch_view.Row) -> Facts:
+  """What to_json says of a row's annotations; {} where it has none."""
+  if not annotation_view.is_annotated(row):
+    return {}
+  found = [region._asdict() for region in annotation_view.regions(row)]
+  return {"regions": found, **annotation_view.facts(row)}

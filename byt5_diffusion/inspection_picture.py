@@ -12,7 +12,12 @@ import numpy as np
 from PIL import Image
 
 from byt5_diffusion import inspection
-from byt5_diffusion.data import batch_view, paragraphs, rasterizers
+from byt5_diffusion.data import (
+  annotation_view,
+  batch_view,
+  paragraphs,
+  rasterizers,
+)
 
 _WIDTH = 1200
 _MARGIN = 16
@@ -20,6 +25,7 @@ _GAP = 12
 _CELL = 220  # Pixels: the narrowest cell, so that its text has room.
 _SMALL, _LARGE = 12.0, 19.0  # Pixels per em.
 _GREY, _BLACK = 110, 0
+_MARK = 16  # Pixels: the width of a colour's mark.
 
 
 def to_png(view: inspection.View, max_rows: int = 32) -> bytes:
@@ -61,23 +67,41 @@ def _summary(view: inspection.View) -> list[str]:
 
 
 def _cell(row: batch_view.Row, max_width: int) -> np.ndarray:
-  picture = row.picture
   parts = []
-  width = _CELL
-  if picture is not None:
-    scale = inspection.scale_of(picture)
-    if picture.shape[1] > max_width:  # Larger than the page.
-      height = max(1, picture.shape[0] * max_width // picture.shape[1])
-      resized = Image.fromarray(picture).resize((max_width, height))
-      picture = np.asarray(resized)
-    large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    large = large[:, :max_width]
-    width = max(width, large.shape[1] + 2)
-    parts.append(np.pad(large, ((1, 1), (1, 1), (0, 0)), constant_values=221))
-  width = min(width, max_width)
+  if row.picture is not None:
+    parts.append(_framed(row.picture, max_width))
+  annotations = annotation_view.is_annotated(row)
+  if annotations:
+    parts.append(_framed(annotation_view.overlaid(row), max_width))
+  width = min(max([_CELL, *(part.shape[1] for part in parts)]), max_width)
+  if annotations:
+    parts += _legend(row, width)
   parts.append(paragraph(row.text or "(no text)", width, _LARGE))
   parts.append(paragraph(inspection.described(row), width, _SMALL, _GREY))
   return _stack(parts, width, gap=2)
+
+
+def _framed(picture: np.ndarray, max_width: int) -> np.ndarray:
+  """A picture in a thin frame, larger if tiny, no wider than the page."""
+  scale = inspection.scale_of(picture)
+  if picture.shape[1] > max_width:
+    height = max(1, picture.shape[0] * max_width // picture.shape[1])
+    picture = np.asarray(Image.fromarray(picture).resize((max_width, height)))
+  large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+  large = large[:, :max_width]
+  return np.pad(large, ((1, 1), (1, 1), (0, 0)), constant_values=221)
+
+
+def _legend(row: batch_view.Row, width: int) -> list[np.ndarray]:
+  """What the colours of an annotated picture mean, and what else is known."""
+  parts = []
+  for label, color, count in annotation_view.legend(row):
+    said = paragraph(f"{label} {count}", width - _MARK, _SMALL, _GREY)
+    mark = np.full((said.shape[0], _MARK, 3), 255, np.uint8)
+    mark[2:-2, : _MARK - 4] = color
+    parts.append(np.concatenate([mark, said], axis=1))
+  found = annotation_view.described(row)
+  return [*parts, paragraph(found, width, _SMALL, _GREY)]
 
 
 def _flow(cells: Sequence[np.ndarray], width: int) -> np.ndarray:

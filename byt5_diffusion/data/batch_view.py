@@ -21,6 +21,7 @@ FEATURES = {
   feature.batch_name: feature
   for feature in (
     *feature_converters.SEMANTIC_FEATURES,
+    *feature_converters.ANNOTATED_FEATURES,
     *feature_converters.READING_FEATURES,
   )
 }
@@ -287,6 +288,8 @@ def _task_features(row: Row) -> dict[str, np.ndarray]:
       used = value[value[:, 0] > 0]
       pixels = feature_converters.to_pixels(used[:, 2:])
       value = np.concatenate([used[:, :2], pixels], axis=1).astype(np.int16)
+    elif name in ("boxes", "box_labels", "box_spans"):
+      value = value[: np.count_nonzero(row.arrays["box_labels"])]
     elif feature is not None and feature.padded:
       value = _unpadded(value)
     stored[name] = value
