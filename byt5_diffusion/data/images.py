@@ -64,10 +64,13 @@ class Decoded(NamedTuple):
   Attributes:
     image: of mode RGB, RGBX (the last byte means nothing) or L; upright.
     size: rows and columns of the picture at full size, upright.
+    denominator: a pixel of `image` stands for so many of the picture in a row,
+      and in a column; the last ones for fewer, if they do not divide the size.
   """
 
   image: Image.Image
   size: tuple[int, int]
+  denominator: int = 1
 
   def pixels(self) -> np.ndarray:
     """uint8 [h, w, 3] of `image`."""
@@ -113,13 +116,12 @@ def decode(
     BadImage: whatever is wrong with it.
   """
   with _naming(source, name, max_pixels):
-    made, size = _decode(_read(source, max_bytes), max_pixels, needed, "RGBX")
+    raw = _read(source, max_bytes)
+    made, size, number = _decode(raw, max_pixels, needed, "RGBX")
     if isinstance(made, np.ndarray):  # Shares the memory.
-      rows, columns = made.shape[:2]
-      made = Image.frombuffer(
-        "RGBX", (columns, rows), made, "raw", "RGBX", 0, 1
-      )
-    return Decoded(made, size)
+      shape = (made.shape[1], made.shape[0])
+      made = Image.frombuffer("RGBX", shape, made, "raw", "RGBX", 0, 1)
+    return Decoded(made, size, number)
 
 
 def decode_image(
@@ -131,7 +133,7 @@ def decode_image(
 ) -> np.ndarray:
   """As `decode`, all pixels, as uint8 [H, W, 3]."""
   with _naming(source, name, max_pixels):
-    made, _ = _decode(_read(source, max_bytes), max_pixels, None, "RGB")
+    made = _decode(_read(source, max_bytes), max_pixels, None, "RGB")[0]
     return made if isinstance(made, np.ndarray) else to_pixels(made)
 
 
@@ -156,8 +158,8 @@ def _naming(
 
 def _decode(
   raw: bytes, max_pixels: int, needed: Needed | None, colours: str
-) -> tuple[Image.Image | np.ndarray, tuple[int, int]]:
-  """The picture, as an array where it comes as one, and its full size."""
+) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
+  """Decoded's fields, but the picture as an array where it comes as one."""
   image_limits.check_tiff(raw, max_pixels)
   file = image_limits.MeteredFile(raw)
   with Image.open(file, formats=FORMATS) as image:
@@ -169,28 +171,30 @@ def _decode(
     _check_size(image, max_pixels)
     # Behind `load`: a PNG may say it at its end.
     made = _upright(_to_rgb(image), _orientation(image))
-    return made, (made.height, made.width)
+    return made, (made.height, made.width), 1
 
 
 def _decode_jpeg(
   raw: bytes, image: Image.Image, needed: Needed | None, colours: str
-) -> tuple[Image.Image | np.ndarray, tuple[int, int]]:
+) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
   image_limits.check_scans(raw)
   orientation = _orientation(image)
   turned = orientation >= 5
   size = image.size if turned else image.size[::-1]
   number = jpeg.denominator(size, needed(size)) if needed else 1
+  if orientation > 1 and (size[0] % number or size[1] % number):
+    number = 1  # What is incomplete would not be at the end.
   pixels = jpeg.decode(raw, image, number, colours)
   if pixels is not None:
     if orientation == 1:
-      return pixels, size
+      return pixels, size, number
     made = Image.fromarray(pixels[..., :3])
   else:
     if number > 1:
       image.draft(None, (image.width // number, image.height // number))
     image.load()
     made = _to_rgb(image)
-  return _upright(made, orientation), size
+  return _upright(made, orientation), size, number
 
 
 def _words(error: Exception) -> str:
@@ -360,12 +364,7 @@ def fit(
       return image
     image = from_pixels(image)
   frame = _frame(image.size, height, width, mode)
-  scale_y = image.image.height / image.size[0]
-  scale_x = image.image.width / image.size[1]
-  left, top, right, bottom = (
-    round(edge * scale, 6)  # 511.9999999999999 is 512.
-    for edge, scale in zip(frame.box, (scale_x, scale_y) * 2, strict=True)
-  )
+  left, top, right, bottom = (edge / image.denominator for edge in frame.box)
   box, shown = (left, top, right, bottom), (frame.columns, frame.rows)
   resized = to_pixels(resizing.resize(image.image, box, shown, resize))
   if resized.shape[:2] == (height, width):

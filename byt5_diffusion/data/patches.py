@@ -68,7 +68,8 @@ def scale(
       return image
     image = images.from_pixels(image)
   height, width = sides(image.size, patch_size, max_patches)
-  whole = (0, 0, *image.image.size)
+  number = image.denominator
+  whole = (0.0, 0.0, image.size[1] / number, image.size[0] / number)
   if resize != resizing.LANCZOS:
     return images.to_pixels(
       resizing.resize(image.image, whole, (width, height), resize)
