@@ -72,7 +72,8 @@ def characters(
     ValueError: there are none, or a file is not what it says.
   """
   listed = files.find(path)
-  if len(listed) == 1:  # Labels and class maps lie beside it.
+  if posixpath.basename(listed[0].path) == posixpath.basename(path):
+    # A file: labels and class maps lie beside it.
     listed = files.find(posixpath.dirname(listed[0].path))
     listed = [one for one in listed if "/" not in one.name.lstrip("/")]
     only = posixpath.basename(path)
