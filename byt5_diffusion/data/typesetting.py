@@ -39,6 +39,12 @@ _WORD = re.compile(r"\S+")
 # What stays on one line: "8 769", "12 kg", "9,50 €".
 _KEPT = regex.compile(r"\S+(?:(?:(?<=\d)\s+|\s+(?=\p{Sc}))\S+)*")
 _GAP = 0.08  # em, the least between the ink of two lines.
+# The least that stays on one line in UNSPACED scripts: a grapheme cluster or a
+# number or a Latin word, with opening marks before and closing ones behind it.
+_UNBROKEN = regex.compile(
+  r"\s*[\p{Ps}\p{Pi}]*(?:[\p{Latin}\p{Nd}.,]+|\X)"
+  r"[\p{Pe}\p{Pf}\p{Po}%ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ]*"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,9 +161,7 @@ def wrap(text: str, script: str, per_line: int) -> list[tuple[int, int]]:
     per_line: grapheme clusters, which one long word may exceed.
   """
   if script in UNSPACED:
-    lengths = [len(cluster) for cluster in texts.graphemes(text)]
-    parts = list(itertools.accumulate(lengths, initial=0))
-    places = list(itertools.pairwise(parts))
+    places = [match.span() for match in _UNBROKEN.finditer(text)]
   else:
     places = [match.span() for match in _KEPT.finditer(text)]
   total = len(texts.graphemes(text))
@@ -171,7 +175,7 @@ def wrap(text: str, script: str, per_line: int) -> list[tuple[int, int]]:
     else:
       lines.append((start, end))
   return [
-    (start, start + len(text[start:end].rstrip()))
+    (end - len(text[start:end].lstrip()), start + len(text[start:end].rstrip()))
     for start, end in lines
     if text[start:end].strip()
   ]
@@ -337,23 +341,27 @@ def _parts(
   """((start, end), glyphs) of each part, in the order of the text."""
   if label == "line":
     return [((0, len(line.text)), list(line.glyphs))]
-  by_cluster: dict[tuple[int, int], list[shaping.Glyph]] = {}
+  clusters: dict[int, list[shaping.Glyph]] = {}
   for glyph in line.glyphs:
-    by_cluster.setdefault((glyph.start, glyph.end), []).append(glyph)
-  clusters = sorted(by_cluster.items())
-  if label == "glyph":
-    return clusters
-  parts = []
-  for match in _WORD.finditer(line.text):
-    start, end = match.span()
-    glyphs = [
-      glyph
-      for (first, _), members in clusters
-      if start <= first < end
-      for glyph in members
+    clusters.setdefault(glyph.start, []).append(glyph)
+  if label == "word":
+    places = [match.span() for match in _WORD.finditer(line.text)]
+  else:
+    # HarfBuzz's clusters may be parts of a grapheme cluster, or several.
+    lengths = map(len, texts.graphemes(line.text))
+    edges = [
+      edge
+      for edge in itertools.accumulate(lengths, initial=0)
+      if edge in clusters or edge == len(line.text)
     ]
-    parts.append(((start, end), glyphs))
-  return parts
+    places = list(itertools.pairwise(edges))
+  return [
+    (
+      (start, end),
+      [g for index in range(start, end) for g in clusters.get(index, ())],
+    )
+    for start, end in places
+  ]
 
 
 def numbers(
