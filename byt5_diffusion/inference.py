@@ -388,10 +388,10 @@ def infer(
     model: meets contract.Model.
     infer_data: as trainer.train's train_data; finite.
     checkpoint_path: a run's MODEL_DIR.
-    output_dir: gets <index>.png, <index>.target.png and predictions.jsonl; of
-      a model that enlarges, <index>.low.png, too: the target made small, which
-      <index>.png was made of, and each record's "psnr" in dB beside that of
-      bilinear interpolation.
+    output_dir: gets <index>.png, <index>.target.png and predictions.jsonl,
+      whose "example_id" says which example it is; of a model that enlarges,
+      <index>.low.png, too: the target made small, which <index>.png was made
+      of, and each record's "psnr" in dB beside that of bilinear interpolation.
     batch_size: images at a time.
     partitioning: mesh and rules.
     num_examples: None draws the whole split.
@@ -433,6 +433,7 @@ def infer(
           **_write(directory, drawn, {k: x[i] for k, x in pictures.items()}),
           "text": text.decode(tokens),
           "step": artist.step,
+          "example_id": batch["example_id"][i].tolist(),
         }
         out.write(json.dumps(record, ensure_ascii=False) + "\n")
         drawn += 1

@@ -31,10 +31,50 @@ _DRAWING = ("step", "guidance_scale", "num_steps")
 
 def _generate(flags: argparse.Namespace) -> None:
   _no_bindings(flags)
+  prompts = _take_prompts(flags)
   _check_stages(flags)
   paths = output_paths(flags.out, len(flags.texts))
-  _check_free(paths, flags)
+  beside = [pathlib.Path(flags.out).with_suffix(".jsonl")] if prompts else []
+  _check_free([*paths, *beside], flags)
   output_files.make_folder(paths[0].parent)
+  _draw(flags, paths)
+  if prompts:
+    _write_prompts(prompts, paths, flags.out)
+
+
+def _take_prompts(flags: argparse.Namespace) -> list[Any]:
+  """Makes texts of --prompts; what is known of them."""
+  if bool(flags.texts) == bool(flags.prompts):
+    raise ConfigError(
+      f"give texts to draw, or --prompts{', not both' if flags.texts else ''}."
+    )
+  if flags.num_prompts is not None and flags.num_prompts < 1:
+    raise ConfigError(f"--num_prompts={flags.num_prompts} must be positive.")
+  if flags.num_prompts is not None and not flags.prompts:
+    raise ConfigError("--num_prompts needs --prompts.")
+  if not flags.prompts:
+    return []
+  from byt5_diffusion.data import evaluation_prompts
+
+  prompts = evaluation_prompts.prompts_of(flags.prompts)[: flags.num_prompts]
+  flags.texts = [prompt.text for prompt in prompts]
+  return prompts
+
+
+def _write_prompts(
+  prompts: Sequence[Any], paths: Sequence[pathlib.Path], out: str
+) -> None:
+  """x.jsonl beside x.png: what each picture should show."""
+  path = pathlib.Path(out).with_suffix(".jsonl")
+  lines = [
+    json.dumps({"image": one.name, **prompt._asdict()}, ensure_ascii=False)
+    for prompt, one in zip(prompts, paths, strict=True)
+  ]
+  output_files.write(path, "".join(f"{x}\n" for x in lines).encode("utf-8"))
+  print(f"Wrote {path}.")
+
+
+def _draw(flags: argparse.Namespace, paths: list[pathlib.Path]) -> None:
   if flags.upscale_dir:
     _cascade(flags, paths)
     return
@@ -236,7 +276,15 @@ def add(add_command: AddCommand) -> None:
 def _add_generate(add_command: AddCommand) -> None:
   command = add_command("generate", "draw texts", _generate, takes_gin=False)
   command.add_argument(
-    "texts", nargs="+", metavar="TEXT", help="one image each"
+    "texts", nargs="*", metavar="TEXT", help="one image each"
+  )
+  command.add_argument(
+    "--prompts",
+    help="published ones instead of texts: drawtext:/path, wikispell:/path,"
+    " longtext:/path, with options as +categories=top_1_pct",
+  )
+  command.add_argument(
+    "--num_prompts", type=int, help="the first ones; default: all"
   )
   command.add_argument("--model_dir", help="the folder of a run that draws")
   command.add_argument(

@@ -370,7 +370,7 @@ def test_pages_of_a_picture(tmp_path: pathlib.Path) -> None:
         page("de", None, attribution_passes_lang_id=None),
         page("it", "Un gatto bianco"),
       ],
-      caption_attribution_description="English: Cats asleep Deutsch: Eine Katze",
+      caption_attribution_description="English: Cats sleep Deutsch: Eine Katze",
     ),
     base("https://u.example/mute.jpg", [page("en", None)]),
   ]
@@ -378,7 +378,7 @@ def test_pages_of_a_picture(tmp_path: pathlib.Path) -> None:
   found = examples(supply)
   assert [(x.language, x.text) for x in found] == [
     ("en", "A dog that reads"), ("fr", "Un chien qui lit"),
-    ("iw", "כלב קורא ספר"), ("en", "Cats asleep"), ("de", "Eine Katze"),
+    ("iw", "כלב קורא ספר"), ("en", "Cats sleep"), ("de", "Eine Katze"),
     ("it", "Un gatto bianco"),
   ]  # fmt: skip
   assert left_out(supply) == {"no caption": 1}
