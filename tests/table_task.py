@@ -1,20 +1,18 @@
 """Numbered pictures in files of real formats, and their SeqIO task."""
 
 import io
-import tarfile
 
 import numpy as np
+import table_files
 from PIL import Image
 
 from byt5_diffusion.data import (
   annotated,
   catalogue,
-  crc32c,
   pipeline,
   seqio_tasks,
   supplies,
   tables,
-  tf_example,
 )
 
 LENGTHS = {"image": 4, "text_tokens": 16, "example_id": 2}
@@ -37,44 +35,7 @@ def rows(count: int) -> list[dict]:
 def write(kind: str, folder, count: int) -> None:
   """Three files of a format with `count` rows together."""
   for i, part in enumerate(np.array_split(rows(count), 3)):
-    WRITERS[kind](folder / f"{i:05d}.{kind}", list(part))
-
-
-def write_parquet(path, rows) -> None:
-  """Row groups of seven."""
-  import pyarrow
-  import pyarrow.parquet
-
-  columns = {key: [row[key] for row in rows] for key in rows[0]}
-  table = pyarrow.table(columns)
-  pyarrow.parquet.write_table(table, path, row_group_size=7)
-
-
-def write_tar(path, rows) -> None:
-  """As webdataset has it."""
-  with tarfile.open(path, "w") as file:
-    for row in rows:
-      for extension in [key for key in row if key != "__key__"]:
-        member = tarfile.TarInfo(f"{row['__key__']}.{extension}")
-        member.size = len(row[extension])
-        file.addfile(member, io.BytesIO(row[extension]))
-
-
-def write_tfrecord(path, rows) -> None:
-  """tf.train.Examples."""
-  with open(path, "wb") as file:
-    for row in rows:
-      raw = tf_example.encode(row)
-      size = len(raw).to_bytes(8, "little")
-      for part in (size, raw):
-        file.write(part + crc32c.masked(part).to_bytes(4, "little"))
-
-
-WRITERS = {
-  "parquet": write_parquet,
-  "tar": write_tar,
-  "tfrecord": write_tfrecord,
-}
+    table_files.WRITERS[kind](folder / f"{i:05d}.{kind}", list(part))
 
 
 def _describe(row):

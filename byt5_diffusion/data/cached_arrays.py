@@ -5,6 +5,7 @@
 No pickle. A file appears when it is complete; a damaged one is made again.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ import numpy as np
 
 _MAGIC = b"byt5_diffusion arrays 1\n"
 _KINDS = ("b", "i", "u", "f")
+_MAPPED = 2**20  # Smaller files are read.
 _log = logging.getLogger(__name__)
 
 
@@ -52,20 +54,30 @@ def kept(
 
   A cache that cannot be written costs time and nothing else.
   """
+  path = None
   try:
     path = path_of(kind, *depends_on)
-    try:
-      return load(path)
-    except FileNotFoundError:
-      pass
-    except (ValueError, KeyError, TypeError) as error:
-      _log.warning("%s is made again: %s", path, error)
-    made = make()
-    save(path, made)
-    return load(path)  # Mapped, so that the memory can be given back.
+    return load(path)
+  except FileNotFoundError:
+    pass
+  except (ValueError, KeyError, TypeError) as error:
+    _log.warning("%s is made again: %s", path, error)
+  except OSError as error:
+    _log.warning("The cache cannot be used: %s", error)
+  made = make()
+  try:
+    if path is not None:
+      save(path, made)
+      return load(path)  # Mapped, so that the memory can be given back.
   except OSError as error:
     _log.warning("Nothing can be kept in the cache: %s", error)
-    return make()
+  return made
+
+
+def forget(kind: str, depends_on: tuple[str, ...]) -> None:
+  """Drops what is kept of `kind`, if anything is."""
+  with contextlib.suppress(OSError):
+    path_of(kind, *depends_on).unlink(missing_ok=True)
 
 
 def save(path: pathlib.Path, what: Kept) -> None:
@@ -77,14 +89,14 @@ def save(path: pathlib.Path, what: Kept) -> None:
   head = json.dumps({"header": what.header, "arrays": specs}).encode("utf-8")
   crc = zlib.crc32(head)
   for array in arrays.values():
-    crc = zlib.crc32(memoryview(array).cast("B"), crc) if array.size else crc
+    crc = zlib.crc32(array.view(np.uint8).data, crc)
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
   try:
     with os.fdopen(handle, "wb") as file:
       file.write(_MAGIC + struct.pack("<QQ", crc, len(head)) + head)
       for array in arrays.values():
         file.write(b"\0" * (-file.tell() % 8))
-        file.write(memoryview(array).cast("B") if array.size else b"")
+        file.write(array.view(np.uint8).data)
     os.replace(temporary, path)
   except BaseException:
     os.unlink(temporary)
@@ -99,10 +111,14 @@ def load(path: pathlib.Path) -> Kept:
     ValueError: it is damaged.
   """
   with path.open("rb") as file:
-    if os.fstat(file.fileno()).st_size < len(_MAGIC) + 16:
+    size = os.fstat(file.fileno()).st_size
+    if size < len(_MAGIC) + 16:
       raise ValueError("cut short")
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-  view = memoryview(mapped)
+    if size < _MAPPED:  # A process has few maps, and may have many files.
+      view = memoryview(file.read())
+    else:
+      mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+      view = memoryview(mapped)
   at = len(_MAGIC) + 16
   if bytes(view[: len(_MAGIC)]) != _MAGIC:
     raise ValueError("of another format")
@@ -124,6 +140,16 @@ def load(path: pathlib.Path) -> Kept:
   if sum_ != crc:
     raise ValueError("checksum")
   return Kept(found["header"], arrays)
+
+
+def digest(made: Kept, *parts: bytes) -> str:
+  """Of arrays, and of what is given besides."""
+  hashed = hashlib.blake2b(digest_size=8)
+  for part in parts:
+    hashed.update(part)
+  for array in made.arrays.values():
+    hashed.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return hashed.hexdigest()
 
 
 def strings(values: list[str]) -> Mapping[str, np.ndarray]:

@@ -1,13 +1,17 @@
 """Which examples a table of rows holds: found by one scan, kept on disk.
 
 A data set describes its rows without looking at pixels; what it leaves out is
-counted by reason. What is kept of an example are thirteen bytes: its row, which
-part of the row it is, and its language. So hundreds of millions can be had.
+counted by reason. What is kept of an example are nine bytes on disk: its row,
+which part of the row it is, and its language. So there can be hundreds of
+millions. Every file is kept by itself: a scan that was killed goes on behind
+the last whole file, and processes that scan other files help each other.
 """
 
+import array
 import collections
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +29,8 @@ from byt5_diffusion.data import (
 )
 
 _SHOWN = 20  # Names kept of every reason.
+_WIDTH = 80
+_CODES = {row.code: i for i, row in enumerate(languages.TABLE)}
 
 
 class Entry(NamedTuple):
@@ -45,18 +51,22 @@ class Entry(NamedTuple):
 Describe = Callable[[Mapping[str, Any]], Sequence[Entry]]
 
 
-class Catalogue(NamedTuple):
-  """The examples of a split, in the order of their rows.
+class Piece(NamedTuple):
+  """Rows that are described and kept together: those of a file.
 
   Attributes:
-    row: int64 [n] of the table.
-    part: int32 [n] which example of the row it is.
-    language: uint8 [n] row of languages.TABLE; 255: none of them.
+    name: for messages.
+    key: what they depend on.
+    first_row: its number in the table.
+    blocks: of the rows.
+    rows: scans them, with some columns.
   """
 
-  row: np.ndarray
-  part: np.ndarray
-  language: np.ndarray
+  name: str
+  key: str
+  first_row: int
+  blocks: tuple[int, ...]
+  rows: Callable[[Sequence[str]], Iterable[Any]]
 
 
 class TableSupply:
@@ -106,125 +116,198 @@ class TableSupply:
     self.name = name
     self.table = table
     self._make = make
-    depends = (table.fingerprint, version, str(validation_share), str(split))
-    made = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
-    self.fingerprint = made
-    scan = _Scan(describe, validation_share, split)
-    header, arrays = cached_arrays.kept(
-      "catalogues",
-      ("1", table.name, *depends, *(row.code for row in languages.TABLE)),
-      lambda: scan.run(name, table, columns),
+    depends = (version, repr(validation_share), repr(split))
+    made = repr((table.fingerprint, *depends)).encode()
+    self.fingerprint = hashlib.sha256(made).hexdigest()[:16]
+    scan = Scan(tuple(columns), describe, validation_share, split)
+    self._pieces = _pieces(table)
+    self._kept = _describe_all(
+      name, len(table), self._pieces, scan, depends, max_rejected_share
     )
-    self._catalogues = {
-      key: Catalogue(*(arrays[f"{key}/{f}"] for f in Catalogue._fields))
-      for key in header["splits"]
+    self._ends = {
+      split: np.cumsum([len(x.arrays[f"{split}/row"]) for x in self._kept])
+      for split in scan.splits
     }
-    self.sizes = {k: len(v.row) for k, v in self._catalogues.items()}
-    _count(name, header, sum(self.sizes.values()), max_rejected_share)
+    self.sizes = {k: int(ends[-1]) for k, ends in self._ends.items()}
 
   def read(
     self, split: str, index: int, seed: int = 0, language: str = ""
   ) -> annotated.Annotated:
     """Example `index` of a split; see supplies.Supply."""
     del seed, language
-    found = self._catalogues[split]
-    row = self.table.read(int(found.row[index]))
-    return self._make(row, int(found.part[index]))
+    row, part = self.place(split, index)
+    return self._make(self.table.read(row), part)
+
+  def place(self, split: str, index: int) -> tuple[int, int]:
+    """An example's row of the table, and which part of the row it is."""
+    ends = self._ends[split]
+    if not 0 <= index < ends[-1]:
+      raise IndexError(f"{self.name}: {split} has no example {index}.")
+    piece = int(np.searchsorted(ends, index, side="right"))
+    arrays = self._kept[piece].arrays
+    at = index - (int(ends[piece - 1]) if piece else 0)
+    first = self._pieces[piece].first_row
+    row = first + int(arrays[f"{split}/row"][at])
+    return row, int(arrays[f"{split}/part"][at])
 
   def languages(self, split: str) -> np.ndarray:
     """Row of languages.TABLE of every example, uint8 [n]."""
-    return self._catalogues[split].language
+    return np.concatenate([x.arrays[f"{split}/language"] for x in self._kept])
 
   def blocks(self, split: str) -> order.Blocks:
     """How a split's examples lie in the table's blocks."""
-    rows = np.cumsum(self.table.blocks)
-    ends = np.searchsorted(self._catalogues[split].row, rows)
-    return order.Blocks(np.diff(ends, prepend=0), self.table.block_bytes)
+    sizes = []
+    for piece, kept in zip(self._pieces, self._kept, strict=True):
+      ends = np.cumsum(piece.blocks, dtype=np.int64)
+      before = np.searchsorted(kept.arrays[f"{split}/row"], ends)
+      sizes.append(np.diff(before, prepend=0))
+    return order.Blocks(np.concatenate(sizes), self.table.block_bytes)
 
-  def catalogue(self, split: str) -> Catalogue:
-    """Rows, parts and languages of a split's examples."""
-    return self._catalogues[split]
+
+def _pieces(table: tables.Table) -> list[Piece]:
+  if isinstance(table, tables.Shards):
+    return [
+      Piece(
+        shard.file.name,
+        shard.file.identity,
+        table.first_row(i),
+        shard.blocks,
+        shard.scan,
+      )
+      for i, shard in enumerate(table.shards)
+    ]
+
+  def rows(columns: Sequence[str]) -> Iterator[Any]:
+    return (row for _, row in table.scan(columns))
+
+  return [Piece(table.name, table.fingerprint, 0, table.blocks, rows)]
 
 
-def _count(
-  name: str, header: Mapping[str, Any], num_kept: int, max_share: float
-) -> None:
-  """Tells the ledgers what the scan has left out."""
-  for called, key, share in (
-    (f"{name} (rows)", "broken", max_share),
-    (f"{name} (filters)", "filtered", 1.0),
-  ):
-    rejections.forget(called)
-    rejections.ledger(
-      called, max_share=share, num_records=header["rows"]
-    ).count(num_kept, header[key], header[f"{key}_names"])
-  if not num_kept:
+def _describe_all(
+  name: str,
+  num_rows: int,
+  pieces: Sequence[Piece],
+  scan: "Scan",
+  depends: tuple[str, ...],
+  max_share: float,
+) -> list[cached_arrays.Kept]:
+  """What is kept of all pieces; ledgers are told what was left out."""
+  ledgers = {}
+  for what, share in (("rows", max_share), ("filters", 1.0)):
+    rejections.forget(f"{name} ({what})")
+    ledgers[what] = rejections.ledger(
+      f"{name} ({what})", max_share=share, num_records=num_rows
+    )
+  codes = "".join(row.code for row in languages.TABLE)
+  kept = []
+  with tqdm.tqdm(total=num_rows, desc=name, unit="row", disable=None) as bar:
+    for piece in pieces:
+      found = cached_arrays.kept(
+        "catalogues",
+        ("2", piece.key, *depends, codes),
+        functools.partial(scan.run, piece, bar),
+      )
+      kept.append(found)
+      header = found.header
+      bar.update(piece.first_row + header["rows"] - bar.n)
+      good = header["rows"] - sum(header["broken"].values())
+      ledgers["rows"].count(good, header["broken"], header["broken_names"])
+      good -= sum(header["filtered"].values())
+      ledgers["filters"].count(
+        good, header["filtered"], header["filtered_names"]
+      )
+  if not any(len(v) for x in kept for v in x.arrays.values()):
+    reasons = {k: v.summary()["reasons"] for k, v in ledgers.items()}
     raise ValueError(
-      f"{name}: no example is left of {header['rows']} rows. Left out: "
-      f"{header['filtered'] or 'none'}; broken: {header['broken'] or 'none'}."
+      f"{name}: no example is left of {num_rows} rows; {reasons}."
     )
+  return kept
 
 
-class _Scan:
-  """One pass over the rows."""
+class Scan(NamedTuple):
+  """What is done with every row; see TableSupply."""
 
-  def __init__(
-    self, describe: Describe, validation_share: float, split: str | None
-  ):
-    self._describe = describe
-    self._share = validation_share
-    self._split = split
-    self._codes = {row.code: i for i, row in enumerate(languages.TABLE)}
+  columns: tuple[str, ...]
+  describe: Describe
+  validation_share: float
+  split: str | None
 
-  def run(
-    self, name: str, table: tables.Table, columns: Sequence[str]
-  ) -> cached_arrays.Kept:
-    """What is kept of a table."""
-    names = (self._split,) if self._split else ("train", "validation")
-    found: dict[str, list[tuple[int, int, int]]] = {n: [] for n in names}
-    counts = {k: collections.Counter[str]() for k in ("broken", "filtered")}
-    shown: dict[str, list[tuple[str, str]]] = {k: [] for k in counts}
-    for number, row in tqdm.tqdm(
-      table.scan(columns), name, len(table), unit="row", disable=None
-    ):
-      for kind, value in self._one(row):
-        if kind in found:
-          found[kind].append((number, value.part, self._code(value.language)))
-          continue
-        counts[kind][value] += 1
-        if counts[kind][value] <= _SHOWN:
-          shown[kind].append((f"{table.name}:{number}", value))
-    arrays = {}
-    for key, rows in found.items():
-      columns_ = np.array(rows, np.int64).reshape(-1, 3)
-      for i, (field, dtype) in enumerate(
-        zip(Catalogue._fields, ("<i8", "<i4", "<u1"), strict=True)
-      ):
-        arrays[f"{key}/{field}"] = columns_[:, i].astype(dtype)
-    header = {"splits": names, "rows": len(table), **counts}
-    return cached_arrays.Kept(
-      header | {f"{k}_names": v for k, v in shown.items()}, arrays
-    )
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Names of the splits."""
+    return (self.split,) if self.split else ("train", "validation")
 
-  def _one(self, row: Any) -> Iterator[tuple[str, Any]]:
-    """(split, entry), or ("broken" or "filtered", reason)."""
-    try:
-      if isinstance(row, images.BadImage):
-        raise row
-      for entry in self._describe(row):
-        yield self._split_of(entry.key), entry
-    except images.BadImage as error:
-      yield "broken", error.reason
-    except filters.Filtered as error:
-      yield "filtered", error.reason
+  def run(self, piece: Piece, bar: tqdm.tqdm) -> cached_arrays.Kept:
+    """What is kept of a piece."""
+    found = {split: _Columns() for split in self.splits}
+    left_out = {"broken": _LeftOut(), "filtered": _LeftOut()}
+    number = -1
+    for number, row in enumerate(piece.rows(self.columns)):
+      if number % 1024 == 0:
+        bar.update(1024)
+      name = f"{piece.name}:{number}"
+      try:
+        if isinstance(row, images.BadImage):
+          raise row
+        for entry in self.describe(row):
+          found[self._split_of(entry.key)].add(number, entry)
+      except images.BadImage as error:
+        left_out["broken"].add(name, error.reason)
+      except filters.Filtered as error:
+        left_out["filtered"].add(_shown(name, error.value), error.reason)
+    header: dict[str, Any] = {"rows": number + 1}
+    for kind, one in left_out.items():
+      header |= {kind: dict(one.counts), f"{kind}_names": one.names}
+    arrays = {
+      f"{split}/{field}": values
+      for split, columns in found.items()
+      for field, values in columns.arrays().items()
+    }
+    return cached_arrays.Kept(header, arrays)
 
   def _split_of(self, key: str) -> str:
-    if self._split:
-      return self._split
+    if self.split:
+      return self.split
     raw = key.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(raw, digest_size=8, person=b"split").digest()
     at = int.from_bytes(digest, "little") / 2**64
-    return "validation" if at < self._share else "train"
+    return "validation" if at < self.validation_share else "train"
 
-  def _code(self, language: str) -> int:
-    return self._codes.get(language, languages.OTHER)
+
+class _Columns:
+  """Examples of a split, number by number and not object by object."""
+
+  def __init__(self) -> None:
+    self._row = array.array("I")
+    self._part = array.array("i")
+    self._language = array.array("B")
+
+  def add(self, row: int, entry: Entry) -> None:
+    self._row.append(row)
+    self._part.append(entry.part)
+    self._language.append(_CODES.get(entry.language, languages.OTHER))
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    return {
+      "row": np.frombuffer(self._row, "<u4"),
+      "part": np.frombuffer(self._part, "<i4"),
+      "language": np.frombuffer(self._language, "<u1"),
+    }
+
+
+class _LeftOut:
+  """Rows that are left out: how many for which reason, and some names."""
+
+  def __init__(self) -> None:
+    self.counts: collections.Counter[str] = collections.Counter()
+    self.names: list[tuple[str, str]] = []
+
+  def add(self, name: str, reason: str) -> None:
+    self.counts[reason] += 1
+    if self.counts[reason] <= _SHOWN and len(self.names) < 50 * _SHOWN:
+      self.names.append((name, reason))
+
+
+def _shown(name: str, value: object) -> str:
+  """A row's name with what the filter saw."""
+  return name if value is None else f"{name} {str(value)[:_WIDTH]!r}"

@@ -38,11 +38,10 @@ def masked(data: bytes) -> int:
 @functools.cache
 def _table() -> np.ndarray:
   """The register 0 after every single byte, uint32 [256]."""
-  table = np.arange(256, dtype=np.uint32)
+  table = list(range(256))
   for _ in range(8):
-    carry = np.where(table & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
-    table = (table >> 1) ^ carry
-  return table
+    table = [(one >> 1) ^ (one & 1) * _POLYNOMIAL for one in table]
+  return np.array(table, np.uint32)
 
 
 @functools.cache

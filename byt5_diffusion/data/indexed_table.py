@@ -24,12 +24,11 @@ class Indexed:
   def __init__(
     self,
     file: files.File,
-    columns: tuple[str, ...],
     kind: str,
     find: Callable[[files.File], cached_arrays.Kept],
   ):
     self.file = file
-    self._wanted = columns
+    self.wanted: tuple[str, ...] = ()
     if not file.size:
       raise files.BadFile(file.name, "empty file")
     self.header, self.arrays = cached_arrays.kept(
@@ -44,7 +43,7 @@ class Indexed:
 
   def read(self, row: int) -> dict[str, Any]:
     """A row. images.BadImage: it is broken."""
-    return self._checked(row, self._wanted)
+    return self._checked(row, self.wanted)
 
   def scan(
     self, columns: Sequence[str]
@@ -83,6 +82,22 @@ class Problems:
     if words and words not in self.words:
       self.words.append(words)
     return self.words.index(words) + 1 if words else 0
+
+
+def kept(
+  file: files.File,
+  columns: Sequence[str],
+  problems: Problems,
+  arrays: dict[str, np.ndarray],
+) -> cached_arrays.Kept:
+  """What `find` gives."""
+  made = cached_arrays.Kept({}, arrays)
+  made.header.update(
+    columns=list(columns),
+    problems=problems.words,
+    digest=cached_arrays.digest(made, file.ends()),
+  )
+  return made
 
 
 def numbers(values: Sequence[int], dtype: str = "<i8") -> np.ndarray:

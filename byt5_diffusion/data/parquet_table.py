@@ -12,18 +12,14 @@ _BATCH = 2048
 MAX_GROUP_BYTES = 4 * 2**30
 
 
-def open_file(file: files.File, columns: tuple[str, ...] = ()) -> "Parquet":
+def open_file(file: files.File) -> "Parquet":
   """The rows of a parquet file.
-
-  Args:
-    file: which.
-    columns: those that `read` gives; () gives all.
 
   Raises:
     files.BadFile: it is none, or cut short.
     ImportError: pyarrow is not installed.
   """
-  return Parquet(file, columns)
+  return Parquet(file)
 
 
 def _pyarrow() -> Any:
@@ -59,37 +55,55 @@ def _index(file: files.File) -> cached_arrays.Kept:
     raise files.BadFile(
       file.name, "not a parquet file, or cut short"
     ) from error
-  return cached_arrays.Kept(
-    {"columns": columns, "leaves": leaves, "digest": file.digest()},
+  made = cached_arrays.Kept(
+    {"columns": columns, "leaves": leaves},
     {
       "rows": np.array([group.num_rows for group in groups], np.int64),
       "bytes": np.array(size, np.int64).reshape(-1),
     },
   )
+  made.header["digest"] = cached_arrays.digest(made, file.ends())
+  return made
 
 
 class Parquet:
   """A tables.Shard of a parquet file."""
 
-  def __init__(self, file: files.File, columns: tuple[str, ...] = ()):
+  def __init__(self, file: files.File):
     self.file = file
-    header, arrays = cached_arrays.kept(
-      "indexes", ("parquet 1", file.identity), lambda: _index(file)
+    self.header, self.arrays = cached_arrays.kept(
+      "indexes", ("parquet 2", file.identity), lambda: _index(file)
     )
-    self.digest = header["digest"]
-    self.columns = tuple(header["columns"])
-    self.blocks = tuple(arrays["rows"].tolist())
-    self._wanted = columns or self.columns
-    leaves = header["leaves"]
-    mine = [leaf.split(".")[0] in self._wanted for leaf in leaves]
-    per_leaf = arrays["bytes"].reshape(len(self.blocks), len(leaves))
-    self.block_bytes = tuple(per_leaf[:, mine].sum(axis=1).tolist())
-    self._ends = np.cumsum(arrays["rows"])
+    self.digest: str = self.header["digest"]
+    self.columns = tuple(self.header["columns"])
+    self.blocks = tuple(self.arrays["rows"].tolist())
+    self._ends = np.cumsum(self.arrays["rows"])
+    self.wanted = ()
+
+  @property
+  def wanted(self) -> tuple[str, ...]:
+    """Columns that `read` gives; "image.bytes" is a part of "image"."""
+    return self._wanted
+
+  @wanted.setter
+  def wanted(self, columns: tuple[str, ...]) -> None:
+    self._wanted = columns
+    self._read = self._there(columns) if columns else list(self.columns)
+    leaves = self.header["leaves"]
+    mine = [
+      any(leaf == c or leaf.startswith(f"{c}.") for c in self._read)
+      for leaf in leaves
+    ]
+    sizes = self.arrays["bytes"].reshape(len(self.blocks), len(leaves))
+    self.block_bytes = tuple(sizes[:, mine].sum(axis=1).tolist())
+
+  def _there(self, columns: Sequence[str]) -> list[str]:
+    return [c for c in columns if c.partition(".")[0] in self.columns]
 
   def read(self, row: int) -> dict[str, Any]:
     """A row. images.BadImage: its group cannot be decoded."""
     group = int(np.searchsorted(self._ends, row, side="right"))
-    key = (self.file.identity, self._wanted, group)
+    key = (self.file.identity, *self._read, group)
     block = block_cache.SHARED.get(key, lambda: self._decode(group))
     if isinstance(block, str):
       raise images.BadImage(f"{self.file.name}:{row}", block)
@@ -104,7 +118,7 @@ class Parquet:
     try:
       with self.file.open() as opened:
         parquet = pyarrow.parquet.ParquetFile(opened)
-        table = parquet.read_row_group(group, columns=list(self._wanted))
+        table = parquet.read_row_group(group, columns=self._read)
     except (pyarrow.ArrowException, OSError):
       return "in a broken row group", 0
     return table.combine_chunks(), table.nbytes
@@ -114,7 +128,7 @@ class Parquet:
   ) -> Iterator[dict[str, Any] | images.BadImage]:
     """All rows in order; see tables.Table."""
     pyarrow = _pyarrow()
-    wanted = [c for c in columns if c in self.columns]
+    wanted = self._there(columns)
     for group, count in enumerate(self.blocks):
       done = 0
       try:

@@ -17,6 +17,7 @@ The whole list of files is one table; a file that cannot be opened is left out,
 named and counted, and more than 5 % of them end the run.
 """
 
+import functools
 import hashlib
 import itertools
 import os
@@ -74,10 +75,12 @@ class Shard(Protocol):
   Attributes:
     file: which.
     digest: of the file's content.
+    wanted: columns that `read` gives; () all of them.
   """
 
   file: files.File
   digest: str
+  wanted: tuple[str, ...]
   columns: tuple[str, ...]
   blocks: tuple[int, ...]
   block_bytes: tuple[int, ...]
@@ -92,11 +95,11 @@ class Format(NamedTuple):
 
   Attributes:
     ending: of a file's name, without what many shards add behind it.
-    open: (file, columns to read; () all of them) -> its rows.
+    open: file -> its rows. files.BadFile: it is of another format.
   """
 
   ending: str
-  open: Callable[[files.File, tuple[str, ...]], Shard]
+  open: Callable[[files.File], Shard]
 
 
 FORMATS = (
@@ -107,12 +110,12 @@ FORMATS = (
   Format("arrayrecord", tfrecord_table.open_array_record),
   Format("parquet", parquet_table.open_file),
   Format("jsonl", text_table.open_jsonl),
-  Format("jsonl.gz", text_table.open_jsonl),
-  Format("json.gz", text_table.open_jsonl),
+  Format("jsonl.gz", functools.partial(text_table.open_jsonl, packed=True)),
+  Format("json.gz", functools.partial(text_table.open_jsonl, packed=True)),
   Format("tsv", text_table.open_tsv),
-  Format("tsv.gz", text_table.open_tsv),
+  Format("tsv.gz", functools.partial(text_table.open_tsv, packed=True)),
   Format("csv", text_table.open_csv),
-  Format("csv.gz", text_table.open_csv),
+  Format("csv.gz", functools.partial(text_table.open_csv, packed=True)),
 )
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
@@ -142,33 +145,27 @@ def open_table(
     f"{name} (files)", max_share=max_rejected_share, num_records=len(found)
   )
   shards = []
-  bar = tqdm.tqdm(found, "opening", unit="file", disable=_quiet(len(found)))
+  bar = tqdm.tqdm(  # Silent where nobody looks, or it takes no time.
+    found, "opening", unit="file", disable=True if len(found) < 8 else None
+  )
   for file in bar:
     try:
-      shard = format_.open(file, ())
-      wanted = _columns(shard, columns, optional, name)
-      shards.append(format_.open(file, wanted) if wanted else shard)
+      shard = format_.open(file)
+      _check_columns(shard, columns, name)
+      shard.wanted = (*columns, *optional)
+      shards.append(shard)
     except files.BadFile as error:
       ledger.reject(error.file, error.reason)
   return Shards(name, shards)
 
 
-def _quiet(count: int) -> bool | None:
-  return True if count < 8 else None  # None: quiet where nobody looks.
-
-
-def _columns(
-  shard: Shard, columns: Sequence[str], optional: Sequence[str], name: str
-) -> tuple[str, ...]:
-  absent = [c for c in columns if c not in shard.columns]
-  if absent and shard.columns:
+def _check_columns(shard: Shard, columns: Sequence[str], name: str) -> None:
+  absent = [c for c in columns if c.partition(".")[0] not in shard.columns]
+  if absent:
     raise ValueError(
       f"{name}: {shard.file.name} has no column {', '.join(map(repr, absent))};"
       f" it has {', '.join(map(repr, shard.columns))}."
     )
-  if not columns and not optional:
-    return ()
-  return (*columns, *(c for c in optional if c in shard.columns))
 
 
 def _of_one_format(
@@ -176,9 +173,8 @@ def _of_one_format(
 ) -> tuple[Format, list[files.File]]:
   by_format: dict[str, list[files.File]] = {}
   for file in found:
-    ending = _ending(file.path)
-    if ending is not None:
-      by_format.setdefault(ending.ending, []).append(file)
+    if format_ := _format(file.path):
+      by_format.setdefault(format_.ending, []).append(file)
   if not by_format:
     raise ValueError(
       f"{name}: none of its {len(found)} files is of a known format: "
@@ -198,7 +194,7 @@ def _of_one_format(
       + ", ".join(f"{len(v)} .{k}" for k, v in sorted(by_format.items()))
       + ". Name those of one: folder/*.parquet"
     )
-  ending, chosen = by_format.popitem()
+  (ending, chosen), *_ = by_format.items()
   return next(one for one in FORMATS if one.ending == ending), chosen
 
 
@@ -206,7 +202,7 @@ def _stem(file: files.File) -> str:
   return file.name.rpartition(".")[0]
 
 
-def _ending(path: str) -> Format | None:
+def _format(path: str) -> Format | None:
   plain = _SHARD.sub("", path.lower())
   return next((f for f in FORMATS if plain.endswith("." + f.ending)), None)
 

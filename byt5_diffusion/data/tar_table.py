@@ -18,9 +18,9 @@ _SPLIT = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__")
 
 
-def open_file(file: files.File, columns: tuple[str, ...] = ()) -> "Tar":
+def open_file(file: files.File) -> "Tar":
   """The samples of a tar. files.BadFile: it is none."""
-  return Tar(file, columns, "tar 1", _index)
+  return Tar(file, "tar 2", _index)
 
 
 class Member(NamedTuple):
@@ -46,6 +46,8 @@ def members(opened: BinaryIO, end: int) -> Iterator[Member]:
   """All members but folders, by their headers. _Broken: not a tar's header."""
   at = 0
   long: dict[str, str] = {}
+  if end < _BLOCK:
+    raise _Broken("cut short")
   while at + _BLOCK <= end:
     opened.seek(at)
     head = opened.read(_BLOCK)
@@ -189,21 +191,18 @@ def _index(file: files.File) -> cached_arrays.Kept:
   problems = indexed_table.Problems()
   names = cached_arrays.strings(samples.keys)
   extension, start, size = zip(*samples.members or [(0, 0, 0)], strict=True)
-  return cached_arrays.Kept(
-    {
-      "digest": file.digest(),
-      "columns": ["__key__", *samples.extensions],
-      "problems": problems.words,
-    },
+  fault = [problems.number(fault) for fault in samples.faults]
+  return indexed_table.kept(
+    file,
+    ["__key__", *samples.extensions],
+    problems,
     {
       **names,
       "last": indexed_table.numbers(samples.counts).cumsum(),
       "extension": indexed_table.numbers(extension, "<u2"),
       "start": indexed_table.numbers(start),
       "size": indexed_table.numbers(size, "<u8"),
-      "problem": indexed_table.numbers(
-        [problems.number(fault) for fault in samples.faults], "<u1"
-      ),
+      "problem": indexed_table.numbers(fault, "<u1"),
     },
   )
 

@@ -1,109 +1,49 @@
 """Rows of text files: JSON lines, and tables with tabs or commas.
 
 A file is read in blocks of whole rows. Compressed files have no random access:
-their rows are kept in the cache folder, block by block, compressed again.
+their rows are packed again into the cache folder, every block by itself.
 """
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from byt5_diffusion.data import block_cache, cached_arrays, files, images
+from byt5_diffusion.data import (
+  block_cache,
+  cached_arrays,
+  files,
+  images,
+  packed_rows,
+  text_rows,
+)
 
 BLOCK_BYTES = 2**20
-MAX_ROW_BYTES = 64 * 2**20
-_MAX_FIELD = 16 * 2**20  # characters
-_BOM = b"\xef\xbb\xbf"
+_MAX_COLUMNS = 1000
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class Record(NamedTuple):
-  """A row as it lies in the file, and what it says or why it says nothing."""
+def open_jsonl(file: files.File, *, packed: bool = False) -> "Text":
+  """Rows of JSON lines: an object per line.
 
-  raw: bytes
-  value: Any
-  problem: str = ""
+  Args:
+    file: which.
+    packed: whether it is compressed by gzip.
 
-
-Split = Callable[[Iterator[bytes]], Iterator[Record]]
-
-
-def open_jsonl(file: files.File, columns: tuple[str, ...] = ()) -> "Text":
-  """Rows of JSON lines: an object per line. files.BadFile: it is no text."""
-  return Text(file, columns, "jsonl", split_json, has_header=False)
+  Raises:
+    files.BadFile: it is no text.
+  """
+  return Text(file, "jsonl 2", text_rows.split_json, packed, has_header=False)
 
 
-def open_tsv(file: files.File, columns: tuple[str, ...] = ()) -> "Text":
-  """Rows between tabs, quoted where need be; the first one names them."""
-  return Text(file, columns, "tsv", split_tsv, has_header=True)
+def open_tsv(file: files.File, *, packed: bool = False) -> "Text":
+  """Rows between tabs, named by the first one; see open_jsonl."""
+  return Text(file, "tsv 2", text_rows.split_tsv, packed, has_header=True)
 
 
-def open_csv(file: files.File, columns: tuple[str, ...] = ()) -> "Text":
-  """Rows between commas, quoted where need be; the first one names them."""
-  return Text(file, columns, "csv", split_csv, has_header=True)
-
-
-def split_json(lines: Iterator[bytes]) -> Iterator[Record]:
-  """One object per line; empty lines are no rows."""
-  for line in lines:
-    if not line.strip():
-      continue
-    try:
-      value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-      yield Record(line, None, f"not UTF-8 (byte {error.start})")
-    except (ValueError, RecursionError):
-      yield Record(line, None, "not JSON")
-    else:
-      good = isinstance(value, dict)
-      yield Record(line, value, "" if good else "not a JSON object")
-
-
-def split_tsv(lines: Iterator[bytes]) -> Iterator[Record]:
-  """Fields between tabs."""
-  return _split(lines, "\t")
-
-
-def split_csv(lines: Iterator[bytes]) -> Iterator[Record]:
-  """Fields between commas."""
-  return _split(lines, ",")
-
-
-def _split(lines: Iterator[bytes], delimiter: str) -> Iterator[Record]:
-  csv.field_size_limit(max(_MAX_FIELD, csv.field_size_limit()))
-  taken: list[bytes] = []
-
-  def texts() -> Iterator[str]:
-    for line in lines:
-      taken.append(line)
-      # What is no UTF-8 must not lose the rows around it.
-      yield line.decode("utf-8", "surrogateescape")
-
-  reader = csv.reader(texts(), delimiter=delimiter)
-  while True:
-    taken.clear()
-    try:
-      fields = next(reader)
-    except StopIteration:
-      return
-    except csv.Error as error:
-      yield Record(b"".join(taken), None, f"not a row: {error}")
-      reader = csv.reader(texts(), delimiter=delimiter)
-      continue
-    raw = b"".join(taken)
-    if fields:
-      yield Record(raw, fields, _not_utf8(raw))
-
-
-def _not_utf8(raw: bytes) -> str:
-  try:
-    raw.decode("utf-8")
-  except UnicodeDecodeError as error:
-    return f"not UTF-8 (byte {error.start})"
-  return ""
+def open_csv(file: files.File, *, packed: bool = False) -> "Text":
+  """Rows between commas, named by the first one; see open_jsonl."""
+  return Text(file, "csv 2", text_rows.split_csv, packed, has_header=True)
 
 
 class Text:
@@ -112,62 +52,96 @@ class Text:
   def __init__(
     self,
     file: files.File,
-    columns: tuple[str, ...],
     kind: str,
-    split: Split,
+    split: text_rows.Split,
+    packed: bool,
     *,
     has_header: bool,
   ):
     self.file = file
+    self.wanted: tuple[str, ...] = ()
     self._split = split
     self._has_header = has_header
-    self._wanted = columns
+    self._packed = packed_rows.Packed(file) if packed else None
     if not file.size:
       raise files.BadFile(file.name, "empty file")
-    header, arrays = cached_arrays.kept(
-      "indexes", (f"{kind} 1", file.identity), self._index
-    )
-    self.digest = header["digest"]
-    self._fields = tuple(header["columns"])
-    self.columns = self._fields
-    self.blocks = tuple(arrays["rows"].tolist())
-    self._starts = arrays["starts"]
-    self._sizes = arrays["sizes"]
+    depends = (kind, file.identity)
+    header, arrays = cached_arrays.kept("indexes", depends, self._index)
+    if self._packed and not self._packed.is_whole(header["packed"]):
+      cached_arrays.forget("indexes", depends)
+      header, arrays = cached_arrays.kept("indexes", depends, self._index)
+    self.digest: str = header["digest"]
+    self.columns: tuple[str, ...] = tuple(header["columns"])
+    self.blocks: tuple[int, ...] = tuple(arrays["rows"].tolist())
+    self._starts, self._sizes = arrays["starts"], arrays["sizes"]
     self._ends = np.cumsum(arrays["rows"])
     # Python's objects take several times their text.
-    self.block_bytes = tuple((4 * arrays["sizes"]).tolist())
+    self.block_bytes = tuple((4 * arrays["bytes"]).tolist())
 
   def _index(self) -> cached_arrays.Kept:
     """Where blocks of rows begin, and how many rows they have."""
-    rows, starts, sizes = [], [], []
-    columns: list[str] = []
-    at = block = count = 0
-    with self.file.open() as opened:
-      first = opened.read(3)
-      if first[:2] in _UTF16:
-        raise files.BadFile(self.file.name, "UTF-16, not UTF-8")
-      at = block = len(_BOM) if first == _BOM else 0
-      opened.seek(at)
-      for record in self._split(_lines(opened)):
-        if not columns and not record.problem:
-          columns = list(record.value)
-          if self._has_header:
-            at = block = at + len(record.raw)
-            continue
-        at, count = at + len(record.raw), count + 1
-        if at - block >= BLOCK_BYTES:
-          rows.append(count), starts.append(block), sizes.append(at - block)
-          block, count = at, 0
-    if count:
-      rows.append(count), starts.append(block), sizes.append(at - block)
-    return cached_arrays.Kept(
-      {"columns": columns, "digest": self.file.digest()},
-      {
-        "rows": np.array(rows, np.int64),
-        "starts": np.array(starts, np.int64),
-        "sizes": np.array(sizes, np.int64),
-      },
+    if self._packed is None:
+      with self.file.open() as opened:
+        return self._find(opened, None)
+    with self._packed.unpacked() as opened, self._packed.writer() as writer:
+      return self._find(opened, writer)
+
+  def _find(
+    self, opened: BinaryIO, writer: packed_rows.Writer | None
+  ) -> cached_arrays.Kept:
+    """The index; blocks of compressed files are given to `writer`."""
+    columns: dict[str, None] = {}
+    blocks: list[tuple[int, int, int, int]] = []  # rows, start, size, bytes
+    waiting: list[bytes] = []
+    at = rows = waits = 0
+
+    def end_block() -> None:
+      start, size = at - waits, waits
+      if writer:
+        start, size = writer.add(b"".join(waiting))
+      blocks.append((rows, start, size, waits))
+
+    for record in self._split(self._lines(opened)):
+      raw = record.raw
+      if self._has_header and not columns:
+        columns.update(dict.fromkeys(self._header(record)))
+        at += len(raw)
+        continue
+      if not (self._has_header or record.problem):
+        columns.update(dict.fromkeys(record.value))
+      at, rows, waits = at + len(raw), rows + 1, waits + len(raw)
+      if writer:
+        waiting.append(raw)
+      if waits >= BLOCK_BYTES:
+        end_block()
+        waiting, rows, waits = [], 0, 0
+    if rows:
+      end_block()
+    table = np.array(blocks, np.int64).reshape(-1, 4).T
+    names = ("rows", "starts", "sizes", "bytes")
+    made = cached_arrays.Kept({}, dict(zip(names, table, strict=True)))
+    made.header.update(
+      columns=list(columns)[:_MAX_COLUMNS],
+      digest=cached_arrays.digest(made, self.file.ends()),
+      packed=writer.end if writer else 0,
     )
+    return made
+
+  def _header(self, record: text_rows.Record) -> list[str]:
+    if record.problem:
+      raise files.BadFile(self.file.name, f"its header: {record.problem}")
+    names = record.value
+    if len(set(names)) != len(names):
+      raise files.BadFile(self.file.name, "two columns of one name")
+    return names
+
+  def _lines(self, opened: BinaryIO) -> Iterator[bytes]:
+    """Lines; the byte order mark stays, because places are counted by it."""
+    first = opened.readline(text_rows.MAX_ROW_BYTES + 1)
+    if first[:2] in _UTF16:
+      raise files.BadFile(self.file.name, "UTF-16, not UTF-8")
+    yield first
+    yield from text_rows.lines(opened)
 
   def read(self, row: int) -> dict[str, Any]:
     """A row. images.BadImage: it is broken."""
@@ -179,23 +153,30 @@ class Text:
     value = self._row(row, records[row - first])
     if isinstance(value, images.BadImage):
       raise value
-    wanted = self._wanted
+    wanted = self.wanted
     return {k: value[k] for k in wanted if k in value} if wanted else value
 
-  def _decode(self, block: int) -> tuple[list[Record], int]:
+  def _decode(self, block: int) -> tuple[list[text_rows.Record], int]:
     start, size = int(self._starts[block]), int(self._sizes[block])
-    raw = self.file.read(start, size)
-    return list(self._split(iter(raw.splitlines(keepends=True)))), 4 * size
+    source = self._packed or self.file
+    raw = source.read(start, size)
+    found = list(self._split(text_rows.lines_of(raw)))
+    if len(found) != self.blocks[block]:
+      fault = text_rows.Record(b"", None, "the file has changed")
+      found = [fault] * self.blocks[block]
+    return found, 4 * len(raw)
 
-  def _row(self, row: int, record: Record) -> dict[str, Any] | images.BadImage:
+  def _row(
+    self, row: int, record: text_rows.Record
+  ) -> dict[str, Any] | images.BadImage:
     name = f"{self.file.name}:{row}"
     if record.problem:
-      return images.BadImage(name, record.problem)
+      return images.BadImage(name + record.place, record.problem)
     if not self._has_header:
       return record.value
-    if len(record.value) != len(self._fields):
-      return images.BadImage(name, f"not {len(self._fields)} fields")
-    return dict(zip(self._fields, record.value, strict=True))
+    if len(record.value) != len(self.columns):
+      return images.BadImage(name, f"not {len(self.columns)} fields")
+    return dict(zip(self.columns, record.value, strict=True))
 
   def scan(
     self, columns: Sequence[str]
@@ -209,8 +190,3 @@ class Text:
           value = {key: value[key] for key in columns if key in value}
         yield value
         row += 1
-
-
-def _lines(opened: Any) -> Iterator[bytes]:
-  while line := opened.readline(MAX_ROW_BYTES + 1):
-    yield line

@@ -15,63 +15,54 @@ from byt5_diffusion.data import (
 )
 
 
-def open_tfrecord(
-  file: files.File, columns: tuple[str, ...] = ()
-) -> "TfRecord":
+def open_tfrecord(file: files.File) -> "TfRecord":
   """The rows of a TFRecord file. files.BadFile: it is none."""
-  return TfRecord(file, columns, "tfrecord 1", _index)
+  return TfRecord(file, "tfrecord 2", _index)
 
 
-def open_array_record(
-  file: files.File, columns: tuple[str, ...] = ()
-) -> "ArrayRecord":
+def open_array_record(file: files.File) -> "ArrayRecord":
   """The rows of a local ArrayRecord file. files.BadFile: it is none."""
-  return ArrayRecord(file, columns)
+  return ArrayRecord(file)
 
 
 def _index(file: files.File) -> cached_arrays.Kept:
   """Where records begin: 8 bytes of length, 4 of its sum, data, 4 of theirs."""
-  starts, sizes, problem = [], [], []
-  problems = indexed_table.Problems()
-  at = 0
+  places: list[tuple[int, int]] = []
+  fault, at = "", 0
   with file.open() as opened:
-    while at < file.size:
+    while at < file.size and not fault:
       opened.seek(at)
       head = opened.read(12)
-      fault = ""
       size = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else 0
-      if len(head) < 12 or at + 16 + size > file.size:
-        fault = "cut short"
       if len(head) == 12 and head[8:] != _sum(head[:8]):
         fault = "damaged from here on"
-      if fault and not starts:
+      elif len(head) < 12 or at + 16 + size > file.size:
+        fault = "cut short"
+      if fault and not places:
         raise files.BadFile(file.name, f"not a TFRecord file, or {fault}")
-      starts.append(at + 12), sizes.append(size)
-      problem.append(problems.number(fault))
-      if fault:
-        break
+      places.append((at + 12, 0 if fault else size))
       at += 16 + size
-  kept = cached_arrays.Kept(
-    {"digest": file.digest(), "problems": problems.words},
-    {
-      "starts": indexed_table.numbers(starts),
-      "sizes": indexed_table.numbers(sizes, "<u8"),
-      "problem": indexed_table.numbers(problem, "<u1"),
-    },
+  problems = indexed_table.Problems()
+  problem = np.zeros(len(places), np.uint8)
+  problem[-1] = problems.number(fault)
+  starts, sizes = np.array(places, np.int64).T
+  return indexed_table.kept(
+    file,
+    _columns(file, places),
+    problems,
+    {"starts": starts, "sizes": sizes, "problem": problem},
   )
-  kept.header["columns"] = _columns(file, kept.arrays)
-  return kept
 
 
 def _sum(raw: bytes) -> bytes:
   return struct.pack("<I", crc32c.masked(raw))
 
 
-def _columns(file: files.File, arrays: dict[str, np.ndarray]) -> list[str]:
+def _columns(file: files.File, places: list[tuple[int, int]]) -> list[str]:
   """The names of the first good record's features."""
-  for start, size in zip(arrays["starts"], arrays["sizes"], strict=True):
+  for start, size in places[:100]:
     try:
-      return list(_example(file, int(start), int(size)))
+      return list(_example(file, start, size))
     except ValueError:
       continue
   raise files.BadFile(file.name, "no tf.train.Example in it")
@@ -108,14 +99,14 @@ class TfRecord(indexed_table.Indexed):
 class ArrayRecord(indexed_table.Indexed):
   """A tables.Shard of an ArrayRecord file."""
 
-  def __init__(self, file: files.File, columns: tuple[str, ...]):
+  def __init__(self, file: files.File):
     if "://" in file.path:
       raise ValueError(
         f"{file.path}: ArrayRecord files must lie on a disk. Copy them first."
       )
     self._lock = threading.Lock()
     self._reader: Any = None
-    super().__init__(file, columns, "array_record 1", self._find)
+    super().__init__(file, "array_record 2", self._find)
 
   def _find(self, file: files.File) -> cached_arrays.Kept:
     try:
@@ -125,10 +116,9 @@ class ArrayRecord(indexed_table.Indexed):
       raise files.BadFile(file.name, str(error)) from error
     except Exception as error:  # The reader's own kinds.
       raise files.BadFile(file.name, "not an ArrayRecord file") from error
-    return cached_arrays.Kept(
-      {"digest": file.digest(), "columns": columns, "problems": []},
-      {"problem": np.zeros(count, np.uint8)},
-    )
+    none = indexed_table.Problems()
+    problem = np.zeros(count, np.uint8)
+    return indexed_table.kept(file, columns, none, {"problem": problem})
 
   def _opened(self) -> Any:
     if self._reader is None:
