@@ -16,7 +16,6 @@ from byt5_diffusion.data import languages, mixture
 
 Facts = dict[str, Any]
 NUM_IDS = 1_000_000
-_READ_AT_ONCE = 1 << 16
 
 
 def report(
@@ -54,29 +53,16 @@ def report(
     prepared_dir=None,
   )
   try:
-    source = opened.producer.provider.source
     identity = opened.producer.identity
+    source = getattr(opened.producer.provider, "source", None)
     supply = getattr(source, "supply", None)
     say(f"counting {num_ids:,} examples ...")
-    numbers = _numbers(source, identity, num_ids)
+    numbers = opened.producer.numbers(num_ids)
     found = _places(supply, identity["task"], split, numbers)
   finally:
     recipes.close(opened)
   facts = {"recipe": recipe, "task": identity["task"], "split": split}
   return facts | count(found, supply, split)
-
-
-def _numbers(
-  source: Any, identity: Any, num_ids: int
-) -> Iterator[tuple[np.ndarray, int]]:
-  """(numbers of examples, seed) in the order of training."""
-  ds = source.get_dataset(
-    split=identity["split"],
-    shuffle=identity["shuffle"],
-    seed=identity["seed"],
-  )
-  for batch in ds.take(num_ids).batch(_READ_AT_ONCE).as_numpy_iterator():
-    yield batch["index"], int(batch["seed"][0])
 
 
 def _places(

@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 # A snapshot is due when its cost is below this share of the time since the
 # last one.
 _SNAPSHOT_SHARE = 0.02
+_NUMBERS_AT_ONCE = 1 << 16
 
 
 def registered(name: str, module: str | None) -> str:
@@ -230,6 +231,26 @@ class Live:
     # Every map runs on all cores; looking for fewer costs more than it saves.
     options.autotune.enabled = False
     return ds.with_options(options)
+
+  def numbers(self, count: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(numbers, seed) of the first examples of a seqio_tasks.SupplySource.
+
+    In the order of training, of all streams; no example is made.
+    """
+    identity = self.identity
+    ds = self.provider.source.get_dataset(
+      split=identity["split"],
+      shuffle=identity["shuffle"],
+      seed=identity["seed"],
+    )
+    options = tf.data.Options()
+    options.deterministic = True
+    # Numbers are cheaper than threads.
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = 1
+    ds = ds.take(count).batch(_NUMBERS_AT_ONCE).with_options(options)
+    for batch in ds.as_numpy_iterator():
+      yield batch["index"], int(batch["seed"][0])
 
   def _last_batch(self, host_count: int) -> int | None:
     """Where a finite pass must end on every host; None: where the data end."""
