@@ -7,6 +7,7 @@ all the crops that are asked for one behind the other.
 import collections
 import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -55,7 +56,7 @@ class Form:
   max_illegible: float = 1.0
   max_bytes: int = 0
   identify: bool = False
-  min_confidence: float = 0.9
+  min_confidence: float = 0.8
 
 
 class PageSupply:
@@ -155,13 +156,24 @@ class PageSupply:
       raise images.BadImage(key, str(error)) from None
 
   def _with_language(self, page: written_pages.Page) -> written_pages.Page:
-    if not self._form.identify or page.language != "und" or not page.text:
+    """Looks for the languages of what says none, script by script."""
+    if not self._form.identify:
       return page
-    code, confidence = languages.identify(page.text)
-    if confidence < self._form.min_confidence or code == "und":
-      return page
+    unknown: dict[str, list[int]] = {}
+    for number in page.readable:
+      if page.marks[number].language == languages.UNKNOWN:
+        script = _script(page.marks[number].text)
+        unknown.setdefault(script, []).append(number)
+    found = {}
+    for script, numbers in unknown.items():
+      said = "\n".join(page.marks[number].text for number in numbers)
+      code, confidence = languages.identify(said)
+      if script and confidence >= self._form.min_confidence:
+        found[script] = code
     marks = tuple(
-      mark._replace(language=code) if mark.language == "und" else mark
+      mark._replace(language=found[_script(mark.text)])
+      if mark.language == languages.UNKNOWN and _script(mark.text) in found
+      else mark
       for mark in page.marks
     )
     return dataclasses.replace(page, marks=marks)
@@ -300,6 +312,17 @@ class _Listing:
       rejections.ledger(
         called, max_share=share, num_records=max(1, self._num_marks)
       ).count(num_kept, collections.Counter(why for _, why in listed), listed)
+
+
+def _script(text: str) -> str:
+  """What most letters are called by Unicode: "LATIN", "ARABIC"; "" for none."""
+  names = collections.Counter(
+    unicodedata.name(one, "").partition(" ")[0].partition("-")[0]
+    for one in text
+    if one.isalpha()
+  )
+  most = names.most_common(1)[0][0] if names else ""
+  return "CJK" if most in ("HIRAGANA", "KATAKANA") else most
 
 
 def _area(outline: outlines.Outline) -> float:
