@@ -6,7 +6,7 @@
   python benchmarks/data.py pipeline      batches of a task, all included
   python benchmarks/data.py made          drawn words, pages, SVG
 
-Pictures: made-up photographs, 1024 x 768, JPEG quality 90, some 250 KiB each,
+Pictures: made-up photographs, 1024 x 768 (--width, --height), JPEG quality 90, some 250 KiB each,
 with a caption; they become 256 x 256 (short side 256, its centre) and bytes of
 text. Every road reads its own form of the same data from the disk, on one
 core; rounds alternate, and a ratio is the median over the rounds. What is not
@@ -77,14 +77,14 @@ def as_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
   return raw.getvalue()
 
 
-def write(folder: pathlib.Path, count: int) -> None:
+def write(folder: pathlib.Path, count: int, height: int, width: int) -> None:
   """A tar, a TFRecord file and a parquet file of the same pictures."""
   from byt5_diffusion.data import crc32c, tf_example
 
   rng = np.random.default_rng(0)
   rows = [
     {
-      "jpg": as_jpeg(photograph(rng)),
+      "jpg": as_jpeg(photograph(rng, height, width)),
       "txt": CAPTION.format(i).encode(),
     }
     for i in range(count)
@@ -101,7 +101,7 @@ def write(folder: pathlib.Path, count: int) -> None:
       for part in (len(raw).to_bytes(8, "little"), raw):
         file.write(part + crc32c.masked(part).to_bytes(4, "little"))
   size = sum(len(row["jpg"]) for row in rows) / count / 1024
-  print(f"{count} pictures of 1024 x 768, {size:.0f} KiB each")
+  print(f"{count} pictures of {width} x {height}, {size:.0f} KiB each")
 
 
 def open_numbered(path: str) -> Any:
@@ -282,7 +282,7 @@ def rates(found: dict[str, Road], rounds: int) -> dict[str, list[float]]:
 def pictures(args: argparse.Namespace) -> None:
   """Rates of all roads, and how each compares with the first."""
   with tempfile.TemporaryDirectory() as folder:
-    write(pathlib.Path(folder), args.pictures)
+    write(pathlib.Path(folder), args.pictures, args.height, args.width)
     seconds = rates(roads(pathlib.Path(folder)), args.rounds)
   first = next(iter(seconds.values()))
   best = min(
@@ -410,7 +410,7 @@ def pipeline(args: argparse.Namespace) -> None:
   from byt5_diffusion.data import pipeline as pipeline_lib
 
   with tempfile.TemporaryDirectory() as folder:
-    write(pathlib.Path(folder), args.pictures)
+    write(pathlib.Path(folder), args.pictures, args.height, args.width)
     for way in ("lanczos", "area", "scaled"):
       data = pipeline_lib.open_data(
         mixture_or_task_name=f"tar:{folder}/0.tar@{SIDE}x{SIDE}crop"
@@ -432,6 +432,7 @@ def pipeline(args: argparse.Namespace) -> None:
         for _ in range(8):
           next(data)
         counts.append(8 * 16 / (time.process_time() - start))
+      data.close()
       rate = statistics.median(counts)
       print(f"pipeline, batches of 16, resize={way:8s} {rate:8.1f} /s per core")
 
@@ -443,12 +444,12 @@ def made(args: argparse.Namespace) -> None:
   tasks: Sequence[tuple[str, str, int]] = (
     ("typography_words_tiny", "typography", 16),
     ("typography_words", "typography", 64),
-    ("typography_phrases", "typography", 128),
-    ("typography_layout:@768x768", "typography_layout", 768),
-    ("typography_svg:@512x512", "typography_svg", 512),
+    ("typography_phrases:built_in@256x256", "typography_phrases", 256),
+    ("typography_layout:built_in@768x768", "typography_layout", 768),
+    ("typography_svg:built_in@512x512", "typography_svg", 512),
   )
   for name, module, side in tasks:
-    batch = 64 if side <= 128 else 4
+    batch = 64 if side <= 256 else 4
     try:
       data = pipeline_lib.open_data(
         mixture_or_task_name=name,
@@ -473,7 +474,8 @@ def made(args: argparse.Namespace) -> None:
       for _ in range(8):
         next(data)
       counts.append(8 * batch / (cpu_seconds() - start))
-    print(f"{name:32s} {statistics.median(counts):8.1f} /s per core")
+    data.close()
+    print(f"{name:36s} {statistics.median(counts):8.1f} /s per core")
 
 
 PARTS = {
@@ -490,6 +492,8 @@ def main() -> None:
   )
   parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
   parser.add_argument("--pictures", type=int, default=48)
+  parser.add_argument("--height", type=int, default=768)
+  parser.add_argument("--width", type=int, default=1024)
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--core", type=int, default=0, help="the one to run on")
   args = parser.parse_args()

@@ -9,6 +9,8 @@ import textwrap
 import numpy as np
 import odd_images
 import pytest
+import table_files
+import table_task
 
 from byt5_diffusion.data import (
   annotated,
@@ -276,3 +278,38 @@ def test_the_largest_picture_is_read_within_300_mib(
 def test_a_scan_bomb_within_the_limits_takes_seconds(tmp_path) -> None:
   mib, seconds, reason = _cost(odd_images.many_scans(85, 8000), tmp_path / "x")
   assert reason == "read" and seconds < 8 and mib < 700
+
+
+def _tar(folder, bad: int, good: int):
+  rows = [
+    {"__key__": f"bad{i:03d}", "png": raw, "txt": f"bad {i}".encode()}
+    for i, (raw, _) in enumerate(list(odd_images.BAD.values())[:bad])
+  ]
+  rows += [
+    {"__key__": f"good{i:03d}", "png": raw, "txt": f"good {i}".encode()}
+    for i, raw in enumerate((list(ODD.values()) * good)[:good])
+  ]
+  table_files.write_tar(folder / "0.tar", rows)
+  return table_task.open_data(
+    folder, batch_size=10, num_epochs=1, num_streams=2
+  )
+
+
+@pytest.mark.slow
+def test_batches_of_a_task_go_on_over_bad_files(tmp_path) -> None:
+  """All the road: a tar, its SeqIO task, the pipeline of a training program."""
+  bad = len(odd_images.BAD)
+  data = _tar(tmp_path, bad, 20 * bad)
+  count = sum(len(batch["images"]) for batch in data)
+  assert 20 * bad - 10 <= count <= 20 * bad
+  ledger = rejections.ledger(f"numbered {tmp_path}")
+  assert ledger.summary()["rejected"] == bad
+  assert len(ledger.summary()["names"]) == bad
+
+
+@pytest.mark.slow
+def test_batches_of_a_task_end_where_too_much_is_bad(tmp_path) -> None:
+  data = _tar(tmp_path, 20, 200)
+  with pytest.raises(rejections.TooManyRejections, match="of 220 records"):
+    for _ in data:
+      pass

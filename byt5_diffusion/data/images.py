@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -40,6 +41,11 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+# A file may have thousands of bad EXIF entries, each worth a warning to Pillow.
+# What matters is in the ledger (rejections.py).
+warnings.filterwarnings(
+  "ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin"
+)
 # The fewest rows and columns wanted of a picture of a size (rows, columns).
 Needed = Callable[[tuple[int, int]], tuple[int, int]]
 
