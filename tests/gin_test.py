@@ -7,9 +7,12 @@ import re
 
 import gin
 import jax
+import laion_test
 import numpy as np
 import pytest
+import toy_pages
 import toy_pieces
+import wit_test
 from PIL import Image
 
 from byt5_diffusion import (
@@ -46,6 +49,25 @@ ONE_LEVEL = (
   "UNET_TRANSFORMER_DEPTH=(1,)",
   "UNET_NUM_HEADS=(2,)",
 )
+
+
+def write_folder(path):
+  Image.new("RGB", (64, 64)).save(path / "a.png")
+  (path / "a.txt").write_text("a")
+
+
+# Kinds of tasks -> writes a small data set of theirs into a folder.
+USERS = {
+  "image_caption_folder": write_folder,
+  "image_caption_folder_reading": write_folder,
+  "laion_high_resolution": lambda path: laion_test.folder_of(
+    path, [(laion_test.known(), laion_test.picture())]
+  ),
+  "wit": lambda path: wit_test.base_file(
+    path / "train.parquet",
+    [wit_test.base("https://a.org/x", [wit_test.page("en", "A sign here")])],
+  ),
+}
 # Macros that a run leaves to the recipe or the command line.
 LEFT_OPEN = ("TRAIN_STEPS", "BATCH_SIZE")
 
@@ -227,16 +249,22 @@ def test_lengths_are_those_of_the_features(name):
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("data/")])
-def test_tasks_are_registered_and_give_what_the_lengths_say(name, tmp_path):
+def test_tasks_are_registered_and_give_what_the_lengths_say(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   seqio = pytest.importorskip("seqio")
   pytest.importorskip("byt5_diffusion.tasks", reason="needs `pip install -e .`")
   program = alone(name)
   module = importlib.import_module(program.macro("MIXTURE_OR_TASK_MODULE"))
   task_name = program.macro("MIXTURE_OR_TASK_NAME")
-  if name.startswith("data/image_caption_folder"):  # the folder is the user's
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("a")
-    task_name = task_name.replace(":pictures@", f":{tmp_path}@")
+  kind = task_name.partition(":")[0]
+  if kind in USERS:  # the folder is the user's
+    USERS[kind](tmp_path)
+    task_name = re.sub(":.*?@", f":{tmp_path}@", task_name)
+  if name.startswith("data/document_"):
+    make = toy_pages.docvqa if "question" in name else toy_pages.doclaynet
+    task_name = task_name.replace(":documents@", f":{make(tmp_path)}@")
   if name.endswith("_semantic.gin"):
     spiece = toy_pieces.write(tmp_path / "spiece.model")
     task_name = task_name.replace("=spiece.model", f"={spiece}")
