@@ -5,9 +5,9 @@
 The same strings, in the same font file, at the same size, black on white with
 the same margin: once by data/shaping.py, once by pango-view (Debian's
 pango1.0-tools). Every Tesseract model of MODELS that is installed
-(tesseract-ocr-<language>) reads both; vertical models read vertical lines, and
-Pango has no part in those. Errors are in grapheme clusters after NFC, spaces
-left out where the script has none.
+(tesseract-ocr-<language>) reads both; vertical models read vertical lines.
+Errors are in grapheme clusters after NFC, spaces left out where the script has
+none.
 """
 
 import argparse
@@ -89,15 +89,14 @@ def draw_ours(
   )
   face = fonts.face(font)
   extents = shaping.hb.Font(face).get_font_extents("ltr")
-  length = round(line.advance * size) + 2 * _MARGIN
+  up = round(extents.ascender / face.upem * size)
+  down = round(-extents.descender / face.upem * size)
+  height, width = up + down + 2 * _MARGIN, round(line.advance * size)
+  width += 2 * _MARGIN
+  x, y = _MARGIN, _MARGIN + up
   if vertical:
-    height, width = length, 2 * size + 2 * _MARGIN
+    height, width = width, height
     x, y = width // 2, _MARGIN
-  else:
-    up = round(extents.ascender / face.upem * size)
-    down = round(-extents.descender / face.upem * size)
-    height, width = up + down + 2 * _MARGIN, length
-    x, y = _MARGIN, _MARGIN + up
   placed = [(glyph, x, y) for glyph in line.glyphs]
   return 255 - shaping.draw(placed, height, width, size)
 
@@ -107,6 +106,7 @@ def draw_pango(
   font: fonts.Font,
   code: str,
   size: int,
+  vertical: bool,
   file: pathlib.Path,
   hinting: str,
 ) -> None:
@@ -122,6 +122,8 @@ def draw_pango(
     f"--margin={_MARGIN}", f"--language={shaping.bcp47(code)}",
     f"--output={file}", str(source),
   ]  # fmt: skip
+  if vertical:
+    command[1:1] = ["--rotate=-90", "--gravity=east"]
   if hinting:
     command.insert(1, f"--hinting={hinting}")
   subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
@@ -173,15 +175,16 @@ def measure(model: str, args: argparse.Namespace) -> str:
     (folder / "fonts.conf").write_text(
       _FONTCONFIG.format(fonts=pathlib.Path(font.path).parent, cache=folder)
     )
-    ways = ["ours"] if vertical else ["ours", "pango"]
-    for way in ways:
+    for way in ("ours", "pango"):
       files = [folder / f"{way}{i}.png" for i in range(len(strings))]
       for string, file in zip(strings, files, strict=True):
         if way == "ours":
           made = draw_ours(string, font, code, script, args.size, vertical)
           Image.fromarray(made).save(file)
         else:
-          draw_pango(string, font, code, args.size, file, args.hinting)
+          draw_pango(
+            string, font, code, args.size, vertical, file, args.hinting
+          )
       if args.keep:
         shutil.copytree(
           folder, pathlib.Path(args.keep) / model, dirs_exist_ok=True
@@ -197,11 +200,8 @@ def measure(model: str, args: argparse.Namespace) -> str:
           if e:
             print(f"  {way}: {s!r} read as {r.strip()!r}")
   family = pathlib.Path(font.path).stem
-  if vertical:
-    row = f"{rates['ours']:.2f} | | "
-  else:
-    ours, pango = rates["ours"], rates["pango"]
-    row = f"{ours:.2f} | {pango:.2f} | {ours - pango:+.2f}"
+  ours, pango = rates["ours"], rates["pango"]
+  row = f"{ours:.2f} | {pango:.2f} | {ours - pango:+.2f}"
   return f"| {model} | {script} | {family} | {len(strings)} | {row} |"
 
 

@@ -42,7 +42,7 @@ _GAP = 0.08  # em, the least between the ink of two lines.
 # The least that stays on one line in UNSPACED scripts: a grapheme cluster or a
 # number or a Latin word, with opening marks before and closing ones behind it.
 _UNBROKEN = regex.compile(
-  r"\s*[\p{Ps}\p{Pi}]*(?:[\p{Latin}\p{Nd}.,]+|\X)"
+  r"\s*[\p{Ps}\p{Pi}]*(?:[\p{Latin}\p{Nd}.,:/-]+|\X)"
   r"[\p{Pe}\p{Pf}\p{Po}%ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ]*"
 )
 
