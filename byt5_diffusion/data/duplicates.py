@@ -56,8 +56,21 @@ class Occurrences:
     if not 0 < expected <= 1 << 32:
       raise ValueError(f"{expected=} must be in [1, 2^32].")
     width = 1 << max(10, (expected - 1).bit_length())
-    self._counts = np.zeros((_ROWS, width), np.uint8)
+    self._counts: np.ndarray = np.zeros((_ROWS, width), np.uint8)
     self._waiting: list[int] = []
+
+  @classmethod
+  def of(cls, counts: np.ndarray) -> "Occurrences":
+    """What `counts` of another one said, to be asked only."""
+    made = cls(1)
+    made._counts = counts.reshape(_ROWS, -1)
+    return made
+
+  @property
+  def counts(self) -> np.ndarray:
+    """All that it knows, uint8 [rows, width]."""
+    self._settle()
+    return self._counts
 
   def add(self, value: str | bytes) -> None:
     """Counts one caption."""

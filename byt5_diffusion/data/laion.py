@@ -19,6 +19,7 @@ from byt5_diffusion.data import (
   filters,
   images,
   languages,
+  occurrences,
 )
 
 # Columns that cannot be done without. The others: similarity; pwatermark and
@@ -47,6 +48,7 @@ def open_laion(
   min_side: int = 200,
   max_aspect: float = 3.0,
   min_confidence: float = 0.0,
+  max_occurrences: int = 10,
   aesthetic_v1: float | None = None,
   aesthetic_v2: float | None = None,
   keep_unscored: bool = False,
@@ -62,6 +64,8 @@ def open_laion(
       and mCLIP.
     min_side, max_aspect: of the picture's pixels before it was scaled.
     min_confidence: of the language, where LAION has found none.
+    max_occurrences: of a caption in all the files, which are read once more for
+      that; 0: it is not looked at.
     aesthetic_v1, aesthetic_v2: lowest score, of the one predictor or the other.
     keep_unscored: whether pictures are kept of which pwatermark or punsafe is
       null, which means that nobody has looked.
@@ -81,6 +85,7 @@ def open_laion(
     min_side=min_side,
     max_aspect=max_aspect,
     min_confidence=min_confidence or None,
+    max_occurrences=max_occurrences,
     aesthetic_v1=aesthetic_v1,
     aesthetic_v2=aesthetic_v2,
   )
@@ -88,13 +93,23 @@ def open_laion(
   def identify(text: str) -> tuple[str, float]:
     return languages.identify(text, identifier)
 
+  name, columns = f"laion_high_resolution:{path}", _columns(table.columns)
+  version, count = f"laion 1 {rules} {keep_unscored} {identifier}", None
+  if max_occurrences:
+    seen = occurrences.of_table(name, table, columns, caption_of)
+    version, count = f"{version} among {table.fingerprint}", seen.count
   return catalogue.TableSupply(
-    f"laion_high_resolution:{path}",
+    name,
     table,
-    columns=_columns(table.columns),
-    describe=Describer(rules, keep_unscored=keep_unscored, identify=identify),
+    columns=columns,
+    describe=Describer(
+      rules,
+      keep_unscored=keep_unscored,
+      identify=identify,
+      count=count,
+    ),
     make=lambda row, part: make(row, identify),
-    version=f"laion 1 {rules} {keep_unscored} {identifier}",
+    version=version,
     validation_share=validation_share,
   )
 
@@ -129,8 +144,10 @@ class Describer:
     *,
     keep_unscored: bool = False,
     identify: Identify = languages.identify,
+    count: Callable[[str], int] | None = None,
   ):
     self._rules = rules
+    self._count = count
     self._keep_unscored = keep_unscored
     self._identify = identify
 
@@ -188,6 +205,11 @@ def make(
     text=caption,
     language=language_of(found, caption, identify)[0],
   )
+
+
+def caption_of(row: Mapping[str, Any]) -> str:
+  """A row's caption; "" where there is none."""
+  return fetched.text(fetched.known(row), "caption")
 
 
 def key_of(found: Mapping[str, Any]) -> str:
