@@ -6,11 +6,11 @@
   python benchmarks/data.py pipeline      batches of a task, all included
   python benchmarks/data.py made          drawn words, pages, SVG
 
-Pictures: made-up photographs, 1024 x 768 (--width, --height), JPEG quality 90, some 250 KiB each,
-with a caption; they become 256 x 256 (short side 256, its centre) and bytes of
-text. Every road reads its own form of the same data from the disk, on one
-core; rounds alternate, and a ratio is the median over the rounds. What is not
-installed is named and left out.
+Pictures: made-up photographs of --width x --height (1024 x 768), JPEG quality
+90, some 250 KiB each, with a caption; they become 256 x 256 (short side 256,
+its centre) and bytes of text. Every road reads its own form of the same data
+from the disk, on one core; rounds alternate, and a ratio is the median over the
+rounds. What is not installed is named and left out.
 """
 
 import argparse

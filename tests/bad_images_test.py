@@ -188,6 +188,20 @@ def test_both_libraries_give_the_same_bits(
     np.testing.assert_array_equal(one.pixels(), images.decode_image(raw))
 
 
+def test_gray_jpegs_are_gray(monkeypatch: pytest.MonkeyPatch) -> None:
+  gray = np.ascontiguousarray(odd_images.PIXELS[..., 0])
+  raw = odd_images.save(gray, "JPEG", quality=95)
+  made = []
+  for library in (jpeg._simplejpeg, lambda: None):
+    monkeypatch.setattr(jpeg, "_simplejpeg", library)
+    made.append(images.decode_image(raw))
+    made.append(images.decode(raw, needed=lambda size: (40, 60)).pixels())
+  np.testing.assert_array_equal(made[0], made[2])
+  np.testing.assert_array_equal(made[1], made[3])
+  assert made[1].shape == (40, 60, 3)
+  assert np.abs(made[0].astype(int) - gray[..., None]).max() < 6
+
+
 def test_a_broken_file_is_judged_alike_by_both(
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
