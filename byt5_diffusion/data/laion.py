@@ -171,6 +171,7 @@ class Describer:
       caption,
       language=language,
       confidence=confidence,
+      occurrences=self._count(caption) if self._count else None,
       width=width,
       height=height,
       pwatermark=pwatermark,
