@@ -10,6 +10,7 @@ The folder is what `byt5-diffusion download` made of LAION's list. Options:
   +min_similarity_en=0.3  +min_similarity_other=0.28   0.28 and 0.26
   +min_side=512  +max_aspect=2                         200 and 3
   +min_confidence=0.5    of the language, where LAION has found none
+  +max_occurrences=0     of a caption in the data set: 10, 0 does not count
   +aesthetic_v1=7        the lowest score, of LAION's first predictor,
   +aesthetic_v2=5        or of its second one: their scales differ
   +keep_unscored=true    keep what no detector has seen

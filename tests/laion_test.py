@@ -251,7 +251,7 @@ def test_the_rules_are_asked_with_all_that_is_known() -> None:
   assert asked == {
     "text": "A sign that says number 0", "language": "en", "confidence": None,
     "width": 1500, "height": 1200, "pwatermark": 0.1, "punsafe": 0.01,
-    "similarity": 0.3,
+    "similarity": 0.3, "occurrences": None,
   }  # fmt: skip
   [asked] = asked_by(known(LANGUAGE="nolang", similarity=None))
   assert asked["confidence"] == 0.2 and asked["similarity"] is None
@@ -276,6 +276,22 @@ def test_a_threshold_wants_its_own_predictors_column(
   folder = folder_of(tmp_path, [(known(aesthetic=7.5), picture())])
   with pytest.raises(ValueError, match=r"aesthetic_v2=5\.0 wants a column"):
     laion.open_laion(folder, aesthetic_v2=5.0)
+
+
+@pytest.mark.usefixtures("identified")
+def test_captions_that_occur_too_often_are_left_out(
+  tmp_path: pathlib.Path,
+) -> None:
+  rows = [(known(i), picture()) for i in range(8)]
+  for meta, _ in rows[:5]:
+    meta["caption"] = "Thumbnail of a product"
+  folder = folder_of(tmp_path, rows)
+  options = {"validation_share": 0.0}
+  assert laion.open_laion(folder, **options).sizes["train"] == 8
+  few = laion.open_laion(folder, max_occurrences=4, **options)
+  assert few.sizes["train"] == 3
+  reasons = rejections.ledger(f"{few.name} (filters)").summary()["reasons"]
+  assert reasons == {"caption occurs too often": 5}
 
 
 @pytest.mark.parametrize("write", FORMATS)
