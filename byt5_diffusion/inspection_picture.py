@@ -83,12 +83,12 @@ def _cell(row: batch_view.Row, max_width: int) -> np.ndarray:
 
 def _framed(picture: np.ndarray, max_width: int) -> np.ndarray:
   """A picture in a thin frame, larger if tiny, no wider than the page."""
-  scale = inspection.scale_of(picture)
-  if picture.shape[1] > max_width:
-    height = max(1, picture.shape[0] * max_width // picture.shape[1])
-    picture = np.asarray(Image.fromarray(picture).resize((max_width, height)))
+  room = max_width - 2
+  if picture.shape[1] > room:
+    height = max(1, picture.shape[0] * room // picture.shape[1])
+    picture = np.asarray(Image.fromarray(picture).resize((room, height)))
+  scale = min(inspection.scale_of(picture), room // picture.shape[1])
   large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-  large = large[:, :max_width]
   return np.pad(large, ((1, 1), (1, 1), (0, 0)), constant_values=221)
 
 

@@ -164,7 +164,8 @@ def _outline(page: np.ndarray, region: Shown) -> None:
     there = page[
       top + 1 : top + 1 + tag.shape[0], left + 1 : left + 1 + tag.shape[1]
     ]
-    there[:] = np.where(tag < 128, 255, np.array(ink, np.uint8))
+    paper = tag.astype(np.float32) / 255
+    there[:] = 255 * (1 - paper) + paper * np.array(ink, np.float32)
 
 
 @functools.cache
