@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import os
+import resource
 import tarfile
 import tracemalloc
 
@@ -24,6 +25,7 @@ from byt5_diffusion.data import (
   crc32c,
   files,
   images,
+  parquet_table,
   rejections,
   tables,
   tf_example,
@@ -616,6 +618,37 @@ def test_a_broken_row_group_leaves_the_others(tmp_path):
   problems = _problems(tables.open_table(path))
   assert set(problems) == set(range(20, 40))
   assert problems[20] == ("a.parquet:20", "in a broken row group")
+
+
+def test_a_dictionary_is_no_bomb(tmp_path):
+  path = tmp_path / "a.parquet"
+  count = 200_000
+  texts = pyarrow.DictionaryArray.from_arrays(
+    np.zeros(count, np.int32), [b"x" * 2**20]
+  )
+  image = pyarrow.StructArray.from_arrays([texts], names=["bytes"])
+  table = pyarrow.table({"text": texts, "image": image})
+  pyarrow.parquet.write_table(
+    table, path, store_schema=False, row_group_size=count
+  )
+  assert path.stat().st_size < 2**18  # And 400 GiB of text.
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  rows = tables.open_table(path)
+  assert rows.read(count - 1)["image"]["bytes"] == b"x" * 2**20
+  assert len(next(rows.scan(("text",)))[1]["text"]) == 2**20
+  more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  assert more < 1200 * 2**10  # KiB
+
+
+def test_groups_of_too_many_rows_are_refused(tmp_path, monkeypatch):
+  _write("parquet", tmp_path / "a.parquet")
+  for name, words in (("VALUES", "6 values"), ("BYTES", "100 bytes")):
+    limit = int(words.partition(" ")[0])
+    with monkeypatch.context() as patch:
+      patch.setattr(f"{parquet_table.__name__}.MAX_GROUP_{name}", limit)
+      block_cache.SHARED.forget()
+      problems = _problems(tables.open_table(tmp_path), ("jpg", "txt"))
+    assert {words in reason for _, reason in problems.values()} == {True}
 
 
 # The cache of indexes.
