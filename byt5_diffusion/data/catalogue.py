@@ -128,7 +128,9 @@ class TableSupply:
       split: np.cumsum([len(x.arrays[f"{split}/row"]) for x in self._kept])
       for split in scan.splits
     }
-    self.sizes = {k: int(ends[-1]) for k, ends in self._ends.items()}
+    self.sizes: Mapping[str, int] = {
+      split: int(ends[-1]) for split, ends in self._ends.items()
+    }
 
   def read(
     self, split: str, index: int, seed: int = 0, language: str = ""

@@ -8,6 +8,7 @@ import numpy as np
 from byt5_diffusion.data import cached_arrays, files, images
 
 BLOCK = 1024  # Rows; each is read alone, so a block takes no memory.
+Read = Callable[[int, int], bytes]  # (start, size)
 MAX_ROW_BYTES = 64 * 2**20
 
 
@@ -43,30 +44,40 @@ class Indexed:
 
   def read(self, row: int) -> dict[str, Any]:
     """A row. images.BadImage: it is broken."""
-    return self._checked(row, self.wanted)
+    return self._checked(row, self.wanted, self.file.read)
 
   def scan(
     self, columns: Sequence[str]
   ) -> Iterator[dict[str, Any] | images.BadImage]:
     """All rows in order; see tables.Table."""
-    for row in range(sum(self.blocks)):
-      try:
-        yield self._checked(row, tuple(columns))
-      except images.BadImage as error:
-        yield error
+    with self.file.open() as opened:  # What is far away is read ahead.
 
-  def _checked(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+      def read(start: int, size: int) -> bytes:
+        opened.seek(start)
+        return opened.read(size)
+
+      for row in range(sum(self.blocks)):
+        try:
+          yield self._checked(row, tuple(columns), read)
+        except images.BadImage as error:
+          yield error
+
+  def _checked(
+    self, row: int, columns: tuple[str, ...], read: Read
+  ) -> dict[str, Any]:
     name = f"{self.file.name}:{row}"
     problem = int(self.arrays["problem"][row])
     if problem:
       raise images.BadImage(name, self.header["problems"][problem - 1])
     try:
-      return self._row(row, columns)
+      return self._row(row, columns, read)
     except (ValueError, OSError) as error:
       words = getattr(error, "strerror", None) or str(error)
       raise images.BadImage(name, words) from error
 
-  def _row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+  def _row(
+    self, row: int, columns: tuple[str, ...], read: Read
+  ) -> dict[str, Any]:
     """A row, of these columns; () of all. ValueError: why it is broken."""
     raise NotImplementedError
 

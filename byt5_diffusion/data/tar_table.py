@@ -210,7 +210,9 @@ def _index(file: files.File) -> cached_arrays.Kept:
 class Tar(indexed_table.Indexed):
   """A tables.Shard of a tar: {"__key__": str, extension: bytes}."""
 
-  def _row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+  def _row(
+    self, row: int, columns: tuple[str, ...], read: indexed_table.Read
+  ) -> dict[str, Any]:
     arrays = self.arrays
     first = int(arrays["last"][row - 1]) if row else 0
     found: dict[str, Any] = {"__key__": cached_arrays.string(arrays, row)}
@@ -227,8 +229,8 @@ class Tar(indexed_table.Indexed):
     begin = min(start for start, _ in spans.values())
     end = max(start + size for start, size in spans.values())
     if end - begin > 2 * size + 64 * 2**10:  # Much else between them.
-      return found | {k: self.file.read(*span) for k, span in spans.items()}
-    raw = self.file.read(begin, end - begin)
+      return found | {k: read(*span) for k, span in spans.items()}
+    raw = read(begin, end - begin)
     return found | {
       name: raw[start - begin : start - begin + size]
       for name, (start, size) in spans.items()

@@ -62,16 +62,16 @@ def _columns(file: files.File, places: list[tuple[int, int]]) -> list[str]:
   """The names of the first good record's features."""
   for start, size in places[:100]:
     try:
-      return list(_example(file, start, size))
+      return list(_example(file.read, start, size))
     except ValueError:
       continue
   raise files.BadFile(file.name, "no tf.train.Example in it")
 
 
-def _example(file: files.File, start: int, size: int) -> dict[str, Any]:
+def _example(read: indexed_table.Read, start: int, size: int) -> dict[str, Any]:
   if size > indexed_table.MAX_ROW_BYTES:
     raise ValueError(f"more than {indexed_table.MAX_ROW_BYTES} bytes")
-  raw = file.read(start, size + 4)
+  raw = read(start, size + 4)
   if raw[size:] != _sum(raw[:size]):
     raise ValueError("wrong checksum")
   return _decode(raw[:size])
@@ -91,9 +91,11 @@ def _some(row: dict[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
 class TfRecord(indexed_table.Indexed):
   """A tables.Shard of a TFRecord file."""
 
-  def _row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+  def _row(
+    self, row: int, columns: tuple[str, ...], read: indexed_table.Read
+  ) -> dict[str, Any]:
     start, size = self.arrays["starts"][row], self.arrays["sizes"][row]
-    return _some(_example(self.file, int(start), int(size)), columns)
+    return _some(_example(read, int(start), int(size)), columns)
 
 
 class ArrayRecord(indexed_table.Indexed):
@@ -129,7 +131,10 @@ class ArrayRecord(indexed_table.Indexed):
       )
     return self._reader
 
-  def _row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
+  def _row(
+    self, row: int, columns: tuple[str, ...], read: indexed_table.Read
+  ) -> dict[str, Any]:
+    del read
     try:
       with self._lock:
         raw = self._opened().read([row])[0]
