@@ -262,11 +262,15 @@ def of_layouts(
   """Scores of layouts as texts: of their boxes, and of the masks they paint.
 
   Returns:
-    {"boxes": box_scores or None without pycocotools, "masks": mask_scores,
-    "malformed": share of readings that are not regions and nothing else}.
+    {"boxes": box_scores, "masks": mask_scores, "malformed": share of readings
+    that are not regions and nothing else}. "boxes" is None without pycocotools,
+    and both are where the targets have no regions.
   """
   wanted = [layout_text.parse(text) for text in targets]
   read = [layout_text.parse(text) for text in readings]
+  malformed = float(np.mean([not layout_text.is_layout(x) for x in readings]))
+  if not any(wanted):
+    return {"boxes": None, "masks": None, "malformed": malformed}
   try:
     boxes = box_scores(wanted, read)
   except ImportError as error:
@@ -276,11 +280,10 @@ def of_layouts(
     [mask_of(page, _MASK_SIDE, _MASK_SIDE) for page in pages]
     for pages in (wanted, read)
   ]
-  malformed = [not layout_text.is_layout(text) for text in readings]
   return {
     "boxes": boxes,
     "masks": mask_scores(*masks),
-    "malformed": float(np.mean(malformed)),
+    "malformed": malformed,
   }
 
 

@@ -21,8 +21,11 @@ from byt5_diffusion import (
   inspection_picture,
 )
 from byt5_diffusion.data import (
+  annotated,
+  annotation_view,
   batch_view,
   fonts,
+  languages,
   patches,
   pipeline,
   rejections,
@@ -151,6 +154,107 @@ def test_a_broken_patch_fills_no_memory():
     batch_view.join(rows)
   with pytest.raises(ValueError, match="2 \\+ 3 p"):
     batch_view.join(np.zeros((4, 9), np.float32))
+
+
+def annotated_batch(count=2):
+  """A batch with a title above a table, in 40 x 30 white pixels."""
+  caption = text.encode_batch(["“<b>Größe</b>”"] * count, 32)
+  title, table = (annotated.LABELS.index(x) for x in ("title", "table"))
+  mask = np.zeros((count, 40, 30), np.uint8)
+  mask[:, 4:10, 3:27], mask[:, 20:36, 3:27] = title, table
+  boxes = np.zeros((count, 4, 4), np.float32)
+  boxes[:, 0], boxes[:, 1] = (0.1, 0.1, 0.9, 0.25), (0.1, 0.5, 0.9, 0.9)
+  spans = np.zeros((count, 4, 2), np.int32)
+  spans[:, 0] = 3, 3 + len("<b>Größe</b>".encode())
+  style = np.full((count, len(annotated.STYLE)), np.nan, np.float32)
+  style[:, annotated.STYLE.index("weight")] = 700
+  for i, name in enumerate(("ink_red", "ink_green", "ink_blue")):
+    style[:, annotated.STYLE.index(name)] = (1.0, 0.5, 0.0)[i]
+  return {
+    "images": np.ones((count, 40, 30, 3), np.float32),
+    "text_tokens": caption,
+    "example_id": np.arange(2 * count, dtype=np.uint32).reshape(count, 2),
+    "boxes": boxes,
+    "box_labels": np.array([[title, table, 0, 0]] * count, np.int32),
+    "box_spans": spans,
+    "region_mask": mask,
+    "style": style,
+    "language": np.full((count, 1), languages.row("de"), np.int32),
+  }
+
+
+def test_regions_are_drawn_where_they_are():
+  [row, _] = batch_view.rows([annotated_batch()])
+  found = annotation_view.regions(row)
+  assert [(r.label, r.text) for r in found] == [
+    ("title", "<b>Größe</b>"),
+    ("table", ""),
+  ]
+  page = annotation_view.overlaid(row)
+  scale = annotation_view.scale_of(40, 30)
+  assert page.shape == (40 * scale, 30 * scale, 3)
+  blue = annotation_view.color("table")
+  # An outline in the label's colour, a tint inside, paper everywhere else.
+  assert tuple(page[round(0.9 * (40 * scale - 1)), 15 * scale]) == blue
+  inner = page[30 * scale, 15 * scale].astype(int)
+  tint = 255 + 0.35 * (np.array(blue) - 255)
+  assert abs(inner - tint).max() <= 1
+  assert (page[15 * scale] == 255).all()
+  assert [(name, n) for name, _, n in annotation_view.legend(row)] == [
+    ("table", 1),
+    ("title", 1),
+  ]
+  assert annotation_view.described(row) == (
+    "language de, weight 700, ink #ff8000"
+  )
+
+
+def test_every_label_has_a_colour_of_its_own():
+  colors = {annotation_view.color(name) for name in annotated.LABELS[1:]}
+  assert len(colors) == len(annotated.LABELS) - 1
+
+
+def test_annotations_are_on_every_page_and_harm_none():
+  made = view(annotated_batch())
+  page = inspection.to_html(made)
+  assert "&lt;b&gt;Größe&lt;/b&gt;" in page and "<b>" not in page
+  assert page.count("<img") == 4  # Each picture, and what is known of it.
+  assert "language de, weight 700" in page
+  found = inspection.to_json(made)["examples"][0]
+  assert found["language"] == "de" and found["weight"] == 700
+  assert [r["label"] for r in found["regions"]] == ["title", "table"]
+  with_marks = Image.open(io.BytesIO(inspection_picture.to_png(made)))
+  plain = {
+    key: value
+    for key, value in annotated_batch().items()
+    if key in ("images", "text_tokens", "example_id")
+  }
+  without = Image.open(io.BytesIO(inspection_picture.to_png(view(plain))))
+  assert with_marks.height > without.height + 40
+  colors = {color for _, color in with_marks.getcolors(2**24)}
+  assert annotation_view.color("title") in colors
+
+
+def test_annotations_are_prepared_without_their_padding():
+  rows = batch_view.rows([annotated_batch()])
+  stored = batch_view._task_features(rows[0])
+  for name in ("boxes", "box_labels", "box_spans"):
+    assert len(stored[name]) == 2
+
+
+@pytest.mark.parametrize("place", [-1, 107, 10**6])
+def test_numbers_of_no_table_are_shown_as_they_are(place):
+  broken = annotated_batch(1)
+  broken["language"][:] = place
+  broken["box_labels"][:] = 200
+  broken["region_mask"][:] = 250
+  broken["box_spans"][:] = (-5, 10**6)
+  broken["boxes"][0, 2] = (-3.0, np.nan, 7.0, 2.0)
+  [row] = batch_view.rows([broken])
+  assert annotation_view.facts(row)["language"] == "und"
+  assert "200" in [name for name, _, _ in annotation_view.legend(row)]
+  assert annotation_view.overlaid(row).size
+  assert inspection.to_html(view(broken))
 
 
 def test_no_text_and_bad_bytes_are_shown():

@@ -321,6 +321,53 @@ def test_a_data_set_is_read_and_scored(
     )
 
 
+def test_layouts_and_answers_have_scores_of_their_own(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  pytest.importorskip("pycocotools")
+  layouts = ["t000000999500 x000500999999", "-"]
+  heard = ["t000000999500 x0005", "-"]
+
+  class Pages(Pictures):
+    def __next__(self) -> dict[str, np.ndarray]:
+      i = next(self._rows)
+      tokens = text.encode_batch([layouts[i % 2]], 64)
+      names = np.array([[0, i]], np.uint32)
+      return tiny.make_batch(1, i) | {
+        "text_tokens": tokens,
+        "example_id": names,
+      }
+
+  def read_batch(self: Any, batch: Any, **_: Any) -> list[reading.Reading]:
+    return [
+      reading.Reading(text=heard[i % 2], confidence=1.0, characters=())
+      for i in range(len(batch["text_tokens"]))
+    ]
+
+  monkeypatch.setattr(reading.Reader, "read_batch", read_batch)
+  monkeypatch.setattr(reading.variables, "restore", lambda *_: ({}, None, 7))
+  monkeypatch.setattr(reading.evaluation, "check_batch", lambda *_: None)
+  result = reading.read_data(
+    model=tiny.make_ocr_model(),
+    read_data=Pages,
+    checkpoint_path="run",
+    output_dir=str(tmp_path),
+    batch_size=2,
+    num_examples=2,
+    partitioning=PARTITIONING,
+    compare_with_tesseract=False,
+    answers={"0000000000000001": ("_", "-"), "0000000000000009": ("?",)},
+  )
+  assert json.loads((tmp_path / "scores.json").read_text()) == result
+  assert result["layout"]["malformed"] == 0.5
+  assert result["layout"]["boxes"]["map"] == pytest.approx(0.5)
+  by_class = result["layout"]["masks"]["by_class"]
+  assert by_class == {"text": 0.0, "title": 1.0}
+  assert result["answers"] == {"anls": 1.0, "count": 1}
+  lines = (tmp_path / "readings.jsonl").read_text().splitlines()
+  assert json.loads(lines[1])["example_id"] == "0000000000000001"
+
+
 def test_scores_are_by_script() -> None:
   scores = reading.scores(["ab", "жз", "cd", ""], ["ab", "жк", "cx", "?"])
   assert scores["Latn"] == {

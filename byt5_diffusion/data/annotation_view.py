@@ -154,8 +154,9 @@ def overlaid(row: batch_view.Row) -> np.ndarray:
 
 def _outline(page: np.ndarray, region: Shown) -> None:
   height, width = page.shape[:2]
-  left, right = (round(edge * (width - 1)) for edge in region.box[0::2])
-  top, bottom = (round(edge * (height - 1)) for edge in region.box[1::2])
+  box = np.clip(np.nan_to_num(region.box), 0.0, 1.0)
+  left, right = np.rint(box[0::2] * (width - 1)).astype(int).tolist()
+  top, bottom = np.rint(box[1::2] * (height - 1)).astype(int).tolist()
   ink = color(region.label)
   page[[top, bottom], left : right + 1] = ink
   page[top : bottom + 1, [left, right]] = ink
