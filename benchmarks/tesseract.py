@@ -167,7 +167,7 @@ def measure(model: str, args: argparse.Namespace) -> str:
   vertical = model.endswith("_vert")
   font = fonts.fonts_for(script)[0]
   strings = strings_of(code, script, font, args.strings)
-  spaced = script not in phrases.UNSPACED
+  spaced = script not in words.UNSPACED
   rates: dict[str, float] = {}
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

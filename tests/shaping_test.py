@@ -270,20 +270,27 @@ def test_lying_pictures_are_the_flat_ones_turned():
 # --- Languages, directions, spaces ------------------------------------------
 
 
-def test_a_language_changes_letters_that_it_writes_otherwise():
-  """Italic Serbian be and te; Romanian s with a comma; Urdu digits."""
-  italics = [
-    f for f in fonts_of("Cyrl") if f.path.endswith("NotoSerif-Italic.ttf")
+@pytest.mark.parametrize(
+  ("script", "name", "text", "code", "other"),
+  [
+    ("Cyrl", "NotoSerif-Italic", "гдпт", "sr", "ru"),
+    ("Cyrl", "NotoSans-Regular", "б", "mk", "bg"),
+    ("Latn", "NotoSans-Regular", "şţ", "ro", "tr"),
+    ("Arab", "NotoSansArabic-Regular", "۴۶۷", "ur", "fa"),
+    ("Deva", "NotoSansDevanagari-Regular", "लश", "mr", "hi"),
+    ("Deva", "NotoSansDevanagari-Regular", "झ", "ne", "hi"),
+  ],
+)
+def test_letters_have_their_languages_forms(script, name, text, code, other):
+  font = [f for f in fonts_of(script) if f.path.endswith(f"{name}.ttf")]
+  if not font:
+    pytest.skip(f"{name} is not here.")
+  made = [
+    ids(shaping.shape(text, tuple(font), script=script, language=language))
+    for language in (code, other)
   ]
-  if not italics:
-    pytest.skip("NotoSerif-Italic is not here.")
-  made = {
-    code: ids(
-      shaping.shape("бгдпт", tuple(italics), script="Cyrl", language=code)
-    )
-    for code in ("ru", "sr", "mk")
-  }
-  assert made["ru"] != made["sr"] == made["mk"]
+  assert len(made[0]) == len(made[1]) == len(text)
+  assert all(a != b for a, b in zip(*made, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,12 @@ def test_no_built_in_word_has_a_missing_glyph(script):
     ("א 20%", True, [1, 1, 2, 2, 2]),
     ("12 אב", False, [0, 0, 0, 1, 1]),
     ("ab  ", True, [2, 2, 1, 1]),
+    # Brackets go with what they hold, or with what stands before them (N0).
+    ("אב cd(e)", True, [1, 1, 1, 2, 2, 2, 2, 2]),
+    ("a (b גד) ה", False, [0, 0, 0, 0, 0, 1, 1, 0, 0, 1]),
+    ("a (b גד) ה", True, [2, 1, 1, 2, 1, 1, 1, 1, 1, 1]),
+    ("א (b] ג", True, [1, 1, 1, 2, 1, 1, 1]),
+    ("א [b(]) ג", True, [1, 1, 1, 2, 1, 1, 1, 1, 1]),
     ("", True, []),
   ],
 )

@@ -1,8 +1,8 @@
 """Order of characters on a line of mixed direction.
 
 The Unicode bidirectional algorithm (Unicode Standard Annex 9, whose rule names
-the comments use) for one line without explicit embeddings, isolates and paired
-brackets: enough for a line that has no bidi controls.
+the comments use) for one line without explicit embeddings and isolates: enough
+for a line that has no bidi controls.
 """
 
 import unicodedata
@@ -55,9 +55,53 @@ def _classes(text: str, rtl: bool) -> list[str]:
   return classes
 
 
+# Pairs of BidiBrackets.txt that occur in the scripts' own texts.
+_OPENING = "([{༺༼⁅⁽₍⟦⟨⟪〈《「『【〔〖（［｛｢"
+_CLOSING = ")]}༻༽⁆⁾₎⟧⟩⟫〉》」』】〕〗）］｝｣"
+_BRACKETS = dict(zip(_OPENING, _CLOSING, strict=True))
+_MAX_OPEN = 63  # BD16
+
+
+def _pairs(text: str, classes: Sequence[str]) -> list[tuple[int, int]]:
+  """Places of brackets that belong together, by the opening one (BD16)."""
+  pairs: list[tuple[int, int]] = []
+  stack: list[tuple[str, int]] = []
+  for i, character in enumerate(text):
+    if classes[i] != "N":
+      continue
+    if character in _BRACKETS:
+      if len(stack) == _MAX_OPEN:
+        break
+      stack.append((_BRACKETS[character], i))
+    elif character in _CLOSING:
+      for depth in range(len(stack) - 1, -1, -1):
+        if stack[depth][0] == character:
+          pairs.append((stack[depth][1], i))
+          del stack[depth:]
+          break
+  return sorted(pairs)
+
+
+def _resolve_brackets(text: str, classes: list[str], outside: str) -> None:
+  """Gives both brackets of a pair one direction, where there is one (N0)."""
+  sides = {"L": "L", "R": "R", "EN": "R", "AN": "R"}
+  for opening, closing in _pairs(text, classes):
+    inside = {sides.get(kind, "") for kind in classes[opening + 1 : closing]}
+    if outside in inside:
+      side = outside
+    elif inside - {""}:
+      before = (sides.get(kind) for kind in reversed(classes[:opening]))
+      context = next((kind for kind in before if kind), outside)
+      side = context  # The other one too, or else the line's.
+    else:
+      continue
+    classes[opening] = classes[closing] = side
+
+
 def levels(text: str, rtl: bool) -> list[int]:
   """Embedding level of each character of one line; odd = right to left."""
   classes = _classes(text, rtl)
+  _resolve_brackets(text, classes, "R" if rtl else "L")
   sides = [{"EN": "R", "AN": "R"}.get(kind, kind) for kind in classes]
   outside = "R" if rtl else "L"
   i = 0

@@ -60,7 +60,7 @@ class Cutter:
       sentence = cldr.plain(unicodedata.normalize("NFC", raw))
       if not sentence or _UNUSABLE.search(sentence):
         continue
-      if script in phrases.UNSPACED:
+      if script in words.UNSPACED:
         found = self._unspaced(sentence)
       else:
         found = self._spaced(sentence)

@@ -31,8 +31,6 @@ from byt5_diffusion.data import text as texts
 _LATIN = (("Latn", 1.0),)
 # The language that a romanised one is made of.
 _SPOKEN = {code: code.partition("-")[0] for code in romanization.CODES}
-# Written without spaces between words.
-UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 # In these a capital is not the small letter's, or has another place.
 _NO_CAPITALS = ("az", "el", "el-Latn", "ga", "gd", "hmn", "lt", "tr", "zu")
 
@@ -154,7 +152,7 @@ class Phrases:
   ) -> str:
     """A word, a phrase, a list or a sentence; kind in [0, 1) says which."""
     known = vocabulary(language, script)
-    space = "" if script in UNSPACED else " "
+    space = "" if script in words.UNSPACED else " "
     count = (
       1 if kind < 0.35 else int(rng.integers(2, max(2, self.max_words) + 1))
     )

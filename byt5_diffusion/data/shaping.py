@@ -20,12 +20,11 @@ from typing import NamedTuple
 import numpy as np
 import uharfbuzz as hb
 
-from byt5_diffusion.data import bidi, rasterizers, words
+from byt5_diffusion.data import bidi, languages, rasterizers, words
 from byt5_diffusion.data import fonts as font_files
 from byt5_diffusion.data import text as texts
-from byt5_diffusion.data.rasterizers import Ink
 
-RIGHT_TO_LEFT = ("Arab", "Hebr")
+RIGHT_TO_LEFT = languages.RIGHT_TO_LEFT
 # Above the baseline of letters that lie: half way between the top and the
 # bottom of an ideograph's square (0.88 above, 0.12 below).
 _MIDDLE = 0.38
@@ -54,7 +53,7 @@ class Glyph(NamedTuple):
   lying: bool
   start: int
   end: int
-  box: Ink | None
+  box: rasterizers.Ink | None
 
 
 class Run(NamedTuple):
@@ -88,18 +87,18 @@ class Line(NamedTuple):
   def missing(self) -> bool:
     return any(glyph.id == 0 for glyph in self.glyphs)
 
-  def ink(self) -> Ink | None:
+  def ink(self) -> rasterizers.Ink | None:
     """Box of all the ink; None if there is none."""
     return union(glyph.box for glyph in self.glyphs)
 
 
-def union(boxes: Iterator[Ink | None]) -> Ink | None:
+def union(boxes: Iterator[rasterizers.Ink | None]) -> rasterizers.Ink | None:
   """The box of all boxes."""
   found = [box for box in boxes if box is not None]
   if not found:
     return None
   left, top, right, bottom = zip(*found, strict=True)
-  return Ink(min(left), min(top), max(right), max(bottom))
+  return rasterizers.Ink(min(left), min(top), max(right), max(bottom))
 
 
 def bcp47(language: str, script: str = "") -> str:
@@ -272,14 +271,14 @@ def _ends(clusters: list[int], end: int) -> dict[int, int]:
 
 def _box(
   font: hb.Font, glyph: int, x: float, y: float, lying: bool
-) -> Ink | None:
+) -> rasterizers.Ink | None:
   extents = _extents(font, glyph)
   if extents is None:
     return None
   left, top, right, bottom = extents
   if lying:  # (u, v) -> (v, -u), y upward.
-    return Ink(x + bottom, -y + left, x + top, -y + right)
-  return Ink(x + left, -y - top, x + right, -y - bottom)
+    return rasterizers.Ink(x + bottom, -y + left, x + top, -y + right)
+  return rasterizers.Ink(x + left, -y - top, x + right, -y - bottom)
 
 
 @functools.lru_cache(maxsize=65536)

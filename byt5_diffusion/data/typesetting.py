@@ -27,19 +27,18 @@ from byt5_diffusion.data import (
   rasterizers,
   shaping,
   typography,
+  words,
 )
 from byt5_diffusion.data import text as texts
 
 VERTICAL = ("Hans", "Hant", "Jpan", "Kore")
-# Lines of these end between any two grapheme clusters, others at spaces.
-UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 ALIGNMENTS = ("left", "center", "right")
 Color = tuple[int, int, int]
 _WORD = re.compile(r"\S+")
 # What stays on one line: "8 769", "12 kg", "9,50 €".
 _KEPT = regex.compile(r"\S+(?:(?:(?<=\d)\s+|\s+(?=\p{Sc}))\S+)*")
 _GAP = 0.08  # em, the least between the ink of two lines.
-# The least that stays on one line in UNSPACED scripts: a grapheme cluster or a
+# The least that stays on one line without spaces: a grapheme cluster or a
 # number or a Latin word, with opening marks before and closing ones behind it.
 _UNBROKEN = regex.compile(
   r"\s*[\p{Ps}\p{Pi}]*(?:[\p{Latin}\p{Nd}.,:/-]+|\X)"
@@ -160,7 +159,7 @@ def wrap(text: str, script: str, per_line: int) -> list[tuple[int, int]]:
     script: of its writing; it says where lines may end.
     per_line: grapheme clusters, which one long word may exceed.
   """
-  if script in UNSPACED:
+  if script in words.UNSPACED:
     places = [match.span() for match in _UNBROKEN.finditer(text)]
   else:
     places = [match.span() for match in _KEPT.finditer(text)]

@@ -25,10 +25,12 @@ _MAX_DRAWS = 1000
 
 # script -> its letters, separated by spaces.
 ALPHABETS = word_lists.ALPHABETS
+# Written without spaces between words.
+UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai")
 # Between words. Others put a space there.
-_SEPARATORS = dict.fromkeys(
-  ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai"), ""
-) | {"Tibt": "\N{TIBETAN MARK INTERSYLLABIC TSHEG}"}
+_SEPARATORS = dict.fromkeys(UNSPACED, "") | {
+  "Tibt": "\N{TIBETAN MARK INTERSYLLABIC TSHEG}"
+}
 
 # Codes of languages' writing, not of characters.
 _WRITINGS = {"Hans", "Hant", "Jpan", "Kore"}
