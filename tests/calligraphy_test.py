@@ -38,6 +38,14 @@ U+304F,b_00001_2,100,20,B0001,C0003,20,30
 """
 
 
+@pytest.fixture(autouse=True)
+def cache(
+  tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Nothing is kept among the user's files."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def book(
   folder: pathlib.Path, rows: str = ROWS, header: str = HEADER
 ) -> pathlib.Path:
@@ -462,11 +470,7 @@ def kanji_tar(path: pathlib.Path) -> None:
       archive.addfile(info, io.BytesIO(raw))
 
 
-def test_kanji_of_a_tar_and_of_folders(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  monkeypatch.setenv("HOME", str(tmp_path))
+def test_kanji_of_a_tar_and_of_folders(tmp_path: pathlib.Path) -> None:
   (tmp_path / "kkanji").mkdir()
   kanji_tar(tmp_path / "kkanji" / "kkanji2.tar")
   packed_ones = kmnist.characters(str(tmp_path / "kkanji"))

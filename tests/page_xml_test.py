@@ -50,6 +50,14 @@ PAGE = f"""<?xml version="1.0" encoding="UTF-8"?>
 LINE = "20,10 180,10 180,40 20,40"
 
 
+@pytest.fixture(autouse=True)
+def cache(
+  tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Nothing is kept among the user's files."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def only(supply: page_supply.PageSupply) -> list[annotated.Annotated]:
   return [supply.read("train", i) for i in range(supply.sizes["train"])]
 

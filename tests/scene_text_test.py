@@ -104,6 +104,14 @@ def two_lines() -> list[dict[str, object]]:
   return [below, above]
 
 
+@pytest.fixture(autouse=True)
+def cache(
+  tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Nothing is kept among the user's files."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def only(
   supply: page_supply.PageSupply, split: str = "train"
 ) -> list[annotated.Annotated]:
@@ -638,9 +646,14 @@ def test_the_language_is_looked_for_where_none_is_said(
   assert seen == ["Upper, line\nlower"]
   assert {one.language for one in only(supply)} == {"de"}
   assert supply.languages("train").tolist() == [languages.row("de")] * 3
+  # What was found is kept, as long as the file stays the same.
+  again = scene_text.words(str(folder))
+  assert len(seen) == 1 and again.fingerprint == supply.fingerprint
+  assert [one.key for one in only(again)] == [one.key for one in only(supply)]
   monkeypatch.setattr(languages, "identify", lambda _: ("de", 0.5))
-  unsure = scene_text.words(str(folder))
-  assert {one.language for one in only(unsure)} == {"und"}
+  changed = hiertext_folder(tmp_path, two_lines()[1:])
+  unsure = scene_text.words(str(changed))
+  assert [one.language for one in only(unsure)] == ["und"] * 2
   assert supply.fingerprint != unsure.fingerprint
 
 

@@ -91,15 +91,17 @@ def _open(
     pages = _cut_ones(items, part) if whole else _forms(items, part or "line")
     form_part = "" if whole else part
   else:
-    pages, form_part = _of_xml(path, listed, language), part
+    wanted = _xml_files(path, listed)
+    pages, form_part = _of_xml(wanted, language), part
   return page_supply.PageSupply(
-    f"{kind}:{path}",
+    f"{kind}:{path}" + (f"+language={language}" if language else ""),
     pages,
     pictures,
     page_supply.Form(
       part=form_part, kind=kind, margin=margin, max_bytes=max_bytes
     ),
     key="hand",
+    sources=wanted,
   )
 
 
@@ -107,9 +109,7 @@ def _name(file: files.File) -> str:
   return posixpath.basename(file.path).lower()
 
 
-def _of_xml(
-  path: str, listed: list[files.File], language: str
-) -> Iterator[written_pages.Page]:
+def _xml_files(path: str, listed: list[files.File]) -> list[files.File]:
   found = [
     file
     for file in listed
@@ -120,6 +120,12 @@ def _of_xml(
       f"{path}: there is no PAGE-XML file (*.xml with PcGts), and none of "
       f"IAM's {sorted(_PARTS)}."
     )
+  return found
+
+
+def _of_xml(
+  found: list[files.File], language: str
+) -> Iterator[written_pages.Page]:
   for file in found:
     key = posixpath.splitext(file.name)[0]
     try:

@@ -14,8 +14,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from byt5_diffusion.data import json_stream, outlines, written_pages
 
 
@@ -41,7 +39,8 @@ def _page(annotation: Any, name: str, split: str) -> written_pages.Page:
   for p, paragraph in enumerate(_get(annotation, "paragraphs", list) or []):
     lines = enumerate(_get(paragraph, "lines", list) or [])
     named = [(f"{p}.{number}", line) for number, line in lines]
-    for place, line in sorted(named, key=lambda one: _depth(named, one[1])):
+    down = _down(named[0][1]) if named else (0.0, 1.0)
+    for place, line in sorted(named, key=lambda one: _depth(one[1], down)):
       parent = _add(draft, place, "line", line)
       for w, word in enumerate(_get(line, "words", list) or []):
         _add(draft, f"{place}.{w}", "word", word, parent)
@@ -73,20 +72,26 @@ def _get(item: Any, key: str, kind: type) -> Any:
   return value if isinstance(value, kind) else None
 
 
-def _depth(named: list[tuple[str, Any]], line: Any) -> float:
-  """How far down its paragraph a line begins, whichever way that is turned.
+def _down(line: Any) -> tuple[float, float]:
+  """The way from a line to the next one: across its writing.
 
-  The way from a line to the next one is across its writing: downwards for
-  upright lines, to the left for vertical ones.
+  Downwards for upright lines, to the left for vertical ones.
   """
   try:
-    corners = np.array(outlines.of_numbers(_get(line, "vertices", list)))
-    first = np.array(outlines.of_numbers(_get(named[0][1], "vertices", list)))
+    (x0, y0), (x1, y1), *_ = outlines.of_numbers(_get(line, "vertices", list))
   except outlines.BadOutline:
-    return 0.0  # It will be noted where it is added.
-  middle = corners.mean(axis=0)
-  if _get(named[0][1], "vertical", bool):
-    return -float(middle[0])
-  along = first[1] - first[0]
-  length = float(np.hypot(*along)) or 1.0
-  return float(middle @ np.array([-along[1], along[0]])) / length
+    return (0.0, 1.0)  # It will be noted where it is added.
+  if _get(line, "vertical", bool):
+    return (-1.0, 0.0)
+  return (y0 - y1, x1 - x0)
+
+
+def _depth(line: Any, down: tuple[float, float]) -> float:
+  """How far down its paragraph a line's middle is."""
+  try:
+    xs, ys = zip(
+      *outlines.of_numbers(_get(line, "vertices", list)), strict=True
+    )
+  except outlines.BadOutline:
+    return 0.0
+  return (sum(xs) * down[0] + sum(ys) * down[1]) / len(xs)

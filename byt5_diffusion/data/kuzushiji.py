@@ -90,6 +90,7 @@ def _open(
     picture_folder.PictureFolder(images or path),
     form,
     key="kuzushiji",
+    sources=[file for file, _ in found],
   )
 
 

@@ -17,6 +17,7 @@ Outline = tuple[tuple[float, float], ...]
 
 MIN_SIDE = 2.0  # Pixels; what is thinner cannot be read by anyone.
 MAX_CORNERS = 1000
+_NUMBERS = frozenset({int, float})  # No bool.
 MAX_COORDINATE = 1e6
 # A crop has at most this many pixels; a larger one is scaled down.
 MAX_CROP_PIXELS = 16_000_000
@@ -39,17 +40,18 @@ def of_numbers(numbers: object) -> Outline:
   """Corners of [x1, y1, x2, y2, ...] or [[x1, y1], [x2, y2], ...]."""
   if not isinstance(numbers, list) or len(numbers) > 2 * MAX_CORNERS:
     raise BadOutline("no list of corners")
-  flat: list[object] = []
-  for one in numbers:
-    flat += one if isinstance(one, list) else [one]
-  if len(flat) % 2 or not all(_is_number(one) for one in flat):
+  flat = numbers
+  if numbers and isinstance(numbers[0], list):
+    if any(type(corner) is not list or len(corner) != 2 for corner in numbers):
+      raise BadOutline("no list of corners")
+    flat = [number for corner in numbers for number in corner]
+  if len(flat) % 2 or not set(map(type, flat)) <= _NUMBERS:
     raise BadOutline("no list of corners")
-  values = [float(one) for one in flat]  # type: ignore[arg-type]
+  try:
+    values = list(map(float, flat))
+  except OverflowError:
+    raise BadOutline("corners without a place") from None
   return checked(tuple(zip(values[::2], values[1::2], strict=True)))
-
-
-def _is_number(value: object) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def checked(corners: Outline) -> Outline:
@@ -59,17 +61,21 @@ def checked(corners: Outline) -> Outline:
   """
   if not 3 <= len(corners) <= MAX_CORNERS:
     raise BadOutline("fewer than three corners, or a thousand")
-  # False for NaN, too.
-  if not all(
-    abs(one) <= MAX_COORDINATE for corner in corners for one in corner
-  ):
+  xs, ys = zip(*corners, strict=True)
+  # A sum with NaN or an infinite number in it is none that is finite.
+  if not math.isfinite(sum(xs) + sum(ys)):
     raise BadOutline("corners without a place")
-  left, top, right, bottom = box(corners)
+  left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
+  if max(-left, -top, right, bottom) > MAX_COORDINATE:
+    raise BadOutline("corners without a place")
   if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
     raise BadOutline("no area")
-  if _signed_area(corners) < 0:
-    return (corners[0], *reversed(corners[1:]))
-  return corners
+  # Twice the area; positive for clockwise as one sees it: y grows downwards.
+  twice, (x0, y0) = 0.0, corners[-1]
+  for x1, y1 in corners:
+    twice += x0 * y1 - x1 * y0
+    x0, y0 = x1, y1
+  return corners if twice >= 0 else (corners[0], *reversed(corners[1:]))
 
 
 def box(corners: Outline) -> annotated.Box:
@@ -102,15 +108,6 @@ def inside(corners: Outline, size: tuple[int, int]) -> Outline:
 
 def _area(of: annotated.Box) -> float:
   return (of[2] - of[0]) * (of[3] - of[1])
-
-
-def _signed_area(corners: Outline) -> float:
-  """Positive for clockwise as one sees it: y grows downwards."""
-  behind = (*corners[1:], corners[0])
-  return 0.5 * sum(
-    x0 * y1 - x1 * y0
-    for (x0, y0), (x1, y1) in zip(corners, behind, strict=True)
-  )
 
 
 class Crop(NamedTuple):

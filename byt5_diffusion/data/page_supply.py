@@ -8,23 +8,28 @@ import collections
 import dataclasses
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import tqdm
 
 from byt5_diffusion.data import (
   annotated,
+  cached_arrays,
   descriptions,
+  files,
   images,
   languages,
   order,
   outlines,
   page_captions,
+  page_listing,
   picture_folder,
-  rejections,
   written_pages,
 )
 
+_VERSION = "pages 2"
+_SPLITS = ("", *written_pages.SPLITS)
 _PAGE_BYTES = 12 * 2**20  # Of a decoded picture, about.
 
 
@@ -77,17 +82,20 @@ class PageSupply:
     form: Form,
     *,
     key: str,
+    sources: Sequence[files.File] = (),
     validation_share: float = 0.02,
     max_rejected_share: float = 0.05,
   ):
-    """Looks at all pages; pictures are opened later.
+    """Looks at all pages, or at what is kept of them, but at no picture.
 
     Args:
       name: of the data set, for messages.
-      key: the same for good: the examples' keys begin with it.
       pages: see written_pages.Page.
       pictures: where the pictures are.
       form: what becomes of a page.
+      key: as the name, but for good: the examples' keys begin with it.
+      sources: the files that the pages are read from; what was found in them is
+        kept (data/cached_arrays.py). Without any, nothing is.
       validation_share: probability of a page to be held out.
       max_rejected_share: share of unusable marks that is put up with.
 
@@ -99,33 +107,77 @@ class PageSupply:
     self._key = key
     self._pictures = pictures
     self._form = form
-    self._pages: list[bytes] = []
-    listing = _Listing(name, max_rejected_share)
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"pages 1\n{form}\n{pictures.fingerprint}\n".encode())
-    found: list[tuple[int, int, int]] = []
-    places = []
-    for page in pages:
+    if sources:
+      depends_on = (
+        _VERSION, name, key, repr(form), pictures.fingerprint,
+        *(file.identity for file in sources),
+      )  # fmt: skip
+      kept = cached_arrays.kept("pages", depends_on, lambda: self._scan(pages))
+    else:
+      kept = self._scan(pages)
+    header = kept.header
+    page_listing.count(name, header, max_rejected_share)
+    if not header["kept"]:
+      raise ValueError(
+        f"{name}: there is no {form.part or 'picture'} that can be read in "
+        f"{header['pages']} annotated pictures."
+      )
+    self._bytes, self._ends = kept.arrays["pages"], kept.arrays["ends"]
+    self.fingerprint: str = header["fingerprint"]
+    rows = kept.arrays["rows"].reshape(-1, 3)
+    splits = _splits(kept.arrays["split"], kept.arrays["at"], validation_share)
+    split_of = splits[rows[:, 0]]
+    self._rows = {
+      split: rows[split_of == number]
+      for number, split in enumerate(written_pages.SPLITS)
+    }
+    self.sizes: Mapping[str, int] = {s: len(r) for s, r in self._rows.items()}
+
+  def _scan(self, pages: Iterable[written_pages.Page]) -> cached_arrays.Kept:
+    """All pages, packed, with what is an example and what is not."""
+    listing = page_listing.Listing()
+    digest = hashlib.blake2b(
+      f"{_VERSION}\n{self._form}\n{self._pictures.fingerprint}\n".encode(),
+      digest_size=16,
+    )
+    rows: list[int] = []
+    packed, split, at = bytearray(), [], []
+    ends: list[int] = []
+    shown = tqdm.tqdm(pages, f"reading {self.name}", unit=" p", disable=None)
+    for page in shown:
       page = self._with_language(page)
       listing.note(page)
       entries = self._entries(page, listing)
-      if entries:
-        found += [(len(self._pages), *entry) for entry in entries]
-        places.append((page.split, _position(page.together or page.key)))
-        self._pages.append(page.pack())
-        digest.update(self._pages[-1])
-    listing.judge(len(found))
-    if not found:
-      what = {"": "picture"}.get(form.part, form.part)
-      raise ValueError(
-        f"{name}: there is no {what} that can be read in "
-        f"{listing.num_pages} annotated pictures."
-      )
-    self.fingerprint = digest.hexdigest()
-    rows = np.array(found, np.int64)
-    split_of = np.array(_splits(places, validation_share))[rows[:, 0]]
-    self._rows = {s: rows[split_of == s] for s in written_pages.SPLITS}
-    self.sizes: Mapping[str, int] = {s: len(r) for s, r in self._rows.items()}
+      if not entries:
+        continue
+      for number, code in entries:
+        rows += (len(ends), number, code)
+      raw = page.pack()
+      digest.update(raw)
+      packed += raw
+      ends.append(len(packed))
+      split.append(_SPLITS.index(page.split))
+      at.append(_position(page.together or page.key))
+    return cached_arrays.Kept(
+      {
+        **listing.header(),
+        "kept": len(rows) // 3,
+        "fingerprint": digest.hexdigest(),
+      },
+      {
+        "pages": np.frombuffer(bytes(packed), np.uint8),
+        "ends": np.array(ends, np.int64),
+        "rows": np.array(rows, np.int64),
+        "split": np.array(split, np.uint8),
+        "at": np.array(at, np.float64),
+      },
+    )
+
+  def _page(self, row: int) -> written_pages.Page:
+    start = self._ends[row - 1] if row else 0
+    return written_pages.Page.unpack(
+      self._bytes[start : self._ends[row]].tobytes()
+    )
 
   def languages(self, split: str) -> np.ndarray | None:
     """See supplies.Supply."""
@@ -143,7 +195,7 @@ class PageSupply:
   ) -> annotated.Annotated:
     """See supplies.Supply. The seed chooses the caption's sentence."""
     row, number, _ = (int(one) for one in self._rows[split][index])
-    page = written_pages.Page.unpack(self._pages[row])
+    page = self._page(row)
     key = f"{self._key}/{page.key}" + (f"/{number}" if number >= 0 else "")
     try:
       image = self._pictures.decode(page.picture)
@@ -179,7 +231,7 @@ class PageSupply:
     return dataclasses.replace(page, marks=marks)
 
   def _entries(
-    self, page: written_pages.Page, listing: "_Listing"
+    self, page: written_pages.Page, listing: page_listing.Listing
   ) -> list[tuple[int, int]]:
     """(number of a mark, or -1; row of its language) of every example."""
     form = self._form
@@ -283,37 +335,6 @@ class PageSupply:
     )
 
 
-class _Listing:
-  """Counts what a data set's annotations hold, and what is left out."""
-
-  def __init__(self, name: str, max_rejected_share: float):
-    self.num_pages = 0
-    self._name = name
-    self._max_share = max_rejected_share
-    self._num_marks = 0
-    self._problems: list[tuple[str, str]] = []
-    self._left_out: list[tuple[str, str]] = []
-
-  def note(self, page: written_pages.Page) -> None:
-    self.num_pages += 1
-    self._num_marks += max(1, len(page.marks) + len(page.problems))
-    self._problems += [(f"{page.key}/{k}", why) for k, why in page.problems]
-
-  def leave_out(self, key: str, reason: str) -> None:
-    self._left_out.append((key, reason))
-
-  def judge(self, num_kept: int) -> None:
-    """Tells the ledgers; raises if too much of the annotations is broken."""
-    for called, listed, share in (
-      (f"{self._name} (annotations)", self._problems, self._max_share),
-      (f"{self._name} (filters)", self._left_out, 1.0),
-    ):
-      rejections.forget(called)
-      rejections.ledger(
-        called, max_share=share, num_records=max(1, self._num_marks)
-      ).count(num_kept, collections.Counter(why for _, why in listed), listed)
-
-
 def _script(text: str) -> str:
   """What most letters are called by Unicode: "LATIN", "ARABIC"; "" for none."""
   names = collections.Counter(
@@ -347,21 +368,22 @@ def _seed(key: str) -> int:
   return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
-def _splits(places: list[tuple[str, float]], share: float) -> list[str]:
-  """The split of every page, from (published split, position)."""
-  splits = [split or "train" for split, _ in places]
-  free = [
-    at
-    for split, (_, at) in zip(splits, places, strict=True)
-    if split == "train"
-  ]
-  if "validation" in splits or not share or len(free) < 2:
+def _splits(published: np.ndarray, at: np.ndarray, share: float) -> np.ndarray:
+  """Place in written_pages.SPLITS of every page.
+
+  Args:
+    published: place in _SPLITS of every page [n].
+    at: position in [0, 1) of every page [n].
+    share: to be held out for validation, if nothing else is.
+  """
+  train, validation, _ = range(3)
+  # Those that say none are for training.
+  splits = np.maximum(published.astype(np.int64) - 1, train)
+  free = splits == train
+  if not share or (splits == validation).any() or free.sum() < 2:
     return splits
-  limit = max(share, float(np.nextafter(min(free), 1.0)))
-  return [
-    "validation" if split == "train" and at < limit else split
-    for split, (_, at) in zip(splits, places, strict=True)
-  ]
+  limit = max(share, float(np.nextafter(at[free].min(), 1.0)))
+  return np.where(free & (at < limit), validation, splits)
 
 
 def _region(

@@ -174,6 +174,7 @@ def _open(
       picture_folder.PictureFolder(where),
       form,
       key=kind,
+      sources=annotations,
     )
   except (json_stream.BrokenJson, xml_trees.BrokenXml) as error:
     raise ValueError(

@@ -5,6 +5,7 @@ An adapter (data/hiertext.py, data/kuzushiji.py, ...) reads its own format into
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class Page:
     marks = [
       (
         PARTS.index(mark.label),
-        [round(number, 2) for corner in mark.outline for number in corner],
+        list(itertools.chain.from_iterable(mark.outline)),
         mark.text,
         int(mark.legible),
         int(mark.vertical),
