@@ -279,6 +279,72 @@ def test_a_files_name_says_the_style(name, style, weight, italic, kind):
   assert found.bold == (weight >= 600) and found.family == name.split("-")[0]
 
 
+@pytest.fixture
+def variable_font(tmp_path):
+  """A font whose letters are boxes, wider the bolder they are."""
+  builder = pytest.importorskip("fontTools.fontBuilder")
+  pens = pytest.importorskip("fontTools.pens.ttGlyphPen")
+  letters = "abcdefghijklmnopqrstuvwxyz"
+
+  def box(width: int):
+    pen = pens.TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in ((100, 500), (100 + width, 500), (100 + width, 0)):
+      pen.lineTo(corner)
+    pen.closePath()
+    return pen.glyph()
+
+  font = builder.FontBuilder(1000, isTTF=True)
+  font.setupGlyphOrder([".notdef", *letters])
+  font.setupCharacterMap({ord(c): c for c in letters})
+  font.setupGlyf({name: box(200) for name in [".notdef", *letters]})
+  font.setupHorizontalMetrics({n: (600, 100) for n in [".notdef", *letters]})
+  font.setupHorizontalHeader(ascent=800, descent=-200)
+  font.setupNameTable({"familyName": "NotoSans", "styleName": "Regular"})
+  font.setupOS2(sTypoAscender=800, sTypoDescender=-200)
+  font.setupPost()
+  font.setupFvar([("wght", 300, 400, 800, "Weight")], [])
+  variation = (
+    builder.TupleVariation
+    if hasattr(builder, "TupleVariation")
+    else (
+      pytest.importorskip(
+        "fontTools.ttLib.tables.TupleVariation"
+      ).TupleVariation
+    )
+  )
+  wider = [(0, 0), (0, 0), (200, 0), (200, 0), *[(0, 0)] * 4]
+  font.setupGvar(
+    {c: [variation({"wght": (0, 1, 1)}, list(wider))] for c in letters}
+  )
+  font.save(tmp_path / "NotoSans[wght].ttf")
+  return tmp_path
+
+
+def test_a_variable_font_is_as_many_styles(variable_font, monkeypatch):
+  monkeypatch.setattr(fonts, "directories", lambda: (str(variable_font),))
+  found = font_styles.variants("Latn")
+  weights = [font_styles.style_of(font).weight for font in found]
+  assert weights == [300, 400, 500, 600, 700, 800]
+  assert font_styles.style_of(found[0]).family == "NotoSans"
+  boxes = [
+    shaping.shape("a", (font,), script="Latn").glyphs[0].box for font in found
+  ]
+  widths = [box.right - box.left for box in boxes]
+  assert widths[0] == widths[1] == pytest.approx(0.2)
+  assert widths[-1] == pytest.approx(0.4) and widths[1] < widths[3] < widths[-1]
+  inks = [
+    (
+      typesetting.compose(
+        ["abc"], "Latn", typesetting.Style(font=font, size=0.2), 64, 128
+      ).image
+      == 0
+    ).sum()
+    for font in (found[1], found[-1])
+  ]
+  assert inks[1] > 1.5 * inks[0]
+
+
 def test_family_numbers_tell_the_families_apart():
   families = {row[0] for rows in fonts.TABLE.values() for row in rows} | set(
     itertools.chain(*font_styles.MORE.values())

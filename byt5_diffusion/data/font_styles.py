@@ -2,12 +2,14 @@
 
 fonts.py says which font is best for a script; here are all its families (those
 of fonts.TABLE and of MORE) in all weights, widths and slants, by their files'
-names: "NotoSans-CondensedBoldItalic.ttf".
+names: "NotoSans-CondensedBoldItalic.ttf". A variable font ("NotoSans[wght].ttf",
+"NotoSans-Italic-VariableFont_wdth,wght.ttf") stands for as many styles.
 """
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 import re
 
@@ -40,6 +42,11 @@ WEIGHTS = {
   "black": 900,
   "heavy": 900,
 }
+# Of a variable font's weights, those that are drawn.
+_INSTANCES = {
+  100: "thin", 200: "extralight", 300: "light", 400: "regular", 500: "medium",
+  600: "semibold", 700: "bold", 800: "extrabold", 900: "black",
+}  # fmt: skip
 _SLANTED = ("italic", "oblique", "slanted")
 _BOLD = 600  # From here on letters are called bold.
 
@@ -68,7 +75,7 @@ class Style:
 @functools.lru_cache(maxsize=1024)
 def style_of(font: fonts.Font) -> Style:
   """What the font's name says."""
-  family = pathlib.PurePath(font.path).stem.partition("-")[0]
+  family = re.split(r"[-\[]", pathlib.PurePath(font.path).stem)[0]
   name = font.style.lower()
   weight = next((w for key, w in WEIGHTS.items() if key in name), 400)
   italic = any(word in name for word in _SLANTED)
@@ -93,6 +100,36 @@ def family_number(family: str) -> int:
   return int.from_bytes(digest, "big")
 
 
+def _instances(font: fonts.Font) -> list[fonts.Font]:
+  """The font; of a variable one, its weights, and as many of them condensed."""
+  name = pathlib.PurePath(font.path).stem.lower()
+  if "[" not in name and "variablefont" not in name:
+    return [font]
+  ranges = {
+    axis.tag: (axis.min_value, axis.max_value)
+    for axis in fonts.face(font).axis_infos
+  }
+  low, high = ranges.get("wght", (400.0, 400.0))
+  weights = [w for w in _INSTANCES if low <= w <= high] or [400]
+  narrow, _ = ranges.get("wdth", (100.0, 100.0))
+  widths = {
+    "": 100.0,
+    **({"condensed": max(narrow, 75.0)} if narrow < 90 else {}),
+  }
+  slanted = "italic" if any(word in name for word in _SLANTED) else ""
+  made = []
+  for (called, width), weight in itertools.product(widths.items(), weights):
+    axes = {"wght": float(weight), "wdth": width}
+    made.append(
+      dataclasses.replace(
+        font,
+        style=f"{called}{_INSTANCES[weight]}{slanted}",
+        variations=tuple((tag, axes[tag]) for tag in axes if tag in ranges),
+      )
+    )
+  return made
+
+
 @functools.lru_cache(maxsize=256)
 def _variants(script: str, folders: tuple[str, ...]) -> tuple[fonts.Font, ...]:
   files = fonts.found_files(folders)
@@ -101,7 +138,7 @@ def _variants(script: str, folders: tuple[str, ...]) -> tuple[fonts.Font, ...]:
   found = []
   for family, index, package in rows:
     for (name, style), path in sorted(files.items()):
-      if name == family.lower():
+      if name.partition("[")[0] == family.lower():
         font = fonts.Font(
           path=path,
           index=index,
@@ -109,7 +146,7 @@ def _variants(script: str, folders: tuple[str, ...]) -> tuple[fonts.Font, ...]:
           package=package,
           licence=fonts.PACKAGES[package],
         )
-        found.append(font)
+        found += _instances(font)
   return tuple(font for font in found if fonts.covers(font, script))
 
 

@@ -77,6 +77,7 @@ class Font:
     style: lower-case file suffix: "regular", "bold", "bolditalic"...
     package: Debian package that holds it, "" if it isn't in the table.
     licence: of that package; "" if unknown.
+    variations: (axis, value) of a variable font, () for its usual instance.
   """
 
   path: str
@@ -84,6 +85,7 @@ class Font:
   style: str = "regular"
   package: str = ""
   licence: str = ""
+  variations: tuple[tuple[str, float], ...] = ()
 
 
 class MissingFont(LookupError):

@@ -155,6 +155,8 @@ def _visual_order(runs: list[Run]) -> list[Run]:
 def _hb_font(font: font_files.Font, slant: float) -> hb.Font:
   # Never changed after it is made, so threads may share it.
   made = hb.Font(font_files.face(font))
+  if font.variations:
+    made.set_variations(dict(font.variations))
   if slant:
     made.synthetic_slant = slant
   return made
