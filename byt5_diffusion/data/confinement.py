@@ -11,13 +11,26 @@ import platform
 import resource
 import struct
 from collections.abc import Iterable
+from typing import NamedTuple
 
-# Numbers of system calls that are refused. A renderer draws: it starts no
-# program or process, opens no connection and looks into no other process.
-_REFUSED = {
-  "x86_64": {
-    "architecture": 0xC000003E,
-    "calls": {
+
+class _Machine(NamedTuple):
+  """System calls of a machine, by its own numbers.
+
+  A renderer draws: it starts no program or process, opens no connection and
+  looks into no other process.
+  """
+
+  architecture: int
+  clone: int
+  refused: dict[str, int]
+
+
+_MACHINES = {
+  "x86_64": _Machine(
+    0xC000003E,
+    56,
+    {
       "socket": 41,
       "connect": 42,
       "sendto": 44,
@@ -33,11 +46,11 @@ _REFUSED = {
       "execveat": 322,
       "io_uring_setup": 425,
     },
-    "clone": 56,
-  },
-  "aarch64": {
-    "architecture": 0xC00000B7,
-    "calls": {
+  ),
+  "aarch64": _Machine(
+    0xC00000B7,
+    220,
+    {
       "ptrace": 117,
       "kill": 129,
       "socket": 198,
@@ -51,8 +64,7 @@ _REFUSED = {
       "execveat": 281,
       "io_uring_setup": 425,
     },
-    "clone": 220,
-  },
+  ),
 }
 _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _EQUAL, _AT_LEAST, _HAS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -162,11 +174,11 @@ class _Program(ctypes.Structure):
 
 
 def _seccomp(libc: ctypes.CDLL) -> bool:
-  """Whether the calls of _REFUSED fail with EPERM from now on."""
-  known = _REFUSED.get(platform.machine())
+  """Whether the calls of _MACHINES fail with EPERM from now on."""
+  known = _MACHINES.get(platform.machine())
   if known is None:
     return False
-  calls = sorted(known["calls"].values())
+  calls = sorted(known.refused.values())
 
   def step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
     return struct.pack("=HBBI", code, yes, no, value)
@@ -174,7 +186,7 @@ def _seccomp(libc: ctypes.CDLL) -> bool:
   left = len(calls)
   program = [
     step(_LOAD, 4),
-    step(_EQUAL, known["architecture"], yes=1),
+    step(_EQUAL, known.architecture, yes=1),
     step(_RETURN, _EPERM),  # A call by another machine's table.
     step(_LOAD, 0),
     step(_AT_LEAST, _X32, yes=left + 6),
@@ -182,7 +194,7 @@ def _seccomp(libc: ctypes.CDLL) -> bool:
     # Where this one is absent, the C library takes the older one, whose flags
     # can be seen: threads are made as ever, processes are not.
     step(_EQUAL, _CLONE3, yes=3),
-    step(_EQUAL, known["clone"], no=3),
+    step(_EQUAL, known.clone, no=3),
     step(_LOAD, 16),
     step(_HAS, _THREAD, yes=1, no=2),
     step(_RETURN, _ENOSYS),

@@ -146,12 +146,13 @@ def _libraries() -> _Libraries:
 def _no_fetcher(name: str) -> Any:
   """WeasyPrint's way to other files: none, but small pictures in data:."""
   weasyprint = _libraries().weasyprint
+  base: Any = weasyprint.urls.URLFetcher
 
-  class Fetcher(weasyprint.urls.URLFetcher):
+  class Fetcher(base):
     def fetch(self, url: str, headers: Any = None) -> Any:
       del headers
       try:
-        raw, kind = _data_address(url)
+        raw, kind = data_address(url)
       except images.BadImage as error:
         # An Exception would be taken for a picture that is not there.
         raise weasyprint.urls.FatalURLFetchingError(error.reason) from None
@@ -165,7 +166,7 @@ def _no_fetcher(name: str) -> Any:
   return Fetcher()
 
 
-def _data_address(url: str) -> tuple[bytes, str]:
+def data_address(url: str) -> tuple[bytes, str]:
   """The picture in a data: address. BadImage: it is none, or too large."""
   scheme, _, rest = url.partition(":")
   if scheme.lower() != "data":
@@ -240,7 +241,10 @@ def draw(
     raise images.BadImage(name, "its text does not fit the page")
   if len(pieces) > _MAX_REGIONS:
     raise images.BadImage(name, f"more than {_MAX_REGIONS} words and lines")
-  pdf = document.copy([page]).write_pdf(uncompressed_pdf=True)
+  try:
+    pdf = document.copy([page]).write_pdf(uncompressed_pdf=True)
+  except made.weasyprint.urls.FatalURLFetchingError as error:
+    raise images.BadImage(name, str(error)) from None
   pixels = _rasterize(made, pdf, height, width)
   regions = [
     (piece.label, piece.text, box, piece.polygon, piece.vertical)

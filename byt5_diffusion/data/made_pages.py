@@ -1,18 +1,12 @@
 """Made-up pages as a supply: example `index` of a split, in any language.
 
-  design   page_kinds.DESIGNS     what stands on it, of a random generator
-  picture  sandbox.Pool           HTML -> pixels and boxes, in other processes
-  caption  caption_writer.write   quotes the headline and the like
-
-A page belongs to the split that words.split_of says of its headline. A page
-whose text cannot be made to fit gives its place to another one.
+design   page_kinds.DESIGNS     what stands on it, of a random generator
+picture  sandbox.Pool           HTML -> pixels and boxes, in other processes
+caption  caption_writer.write   quotes the headline and the like
 """
 
 import dataclasses
-import functools
-import hashlib
-import logging
-from collections.abc import Mapping
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -20,133 +14,37 @@ from byt5_diffusion.data import (
   annotated,
   caption_writer,
   font_styles,
-  fonts,
-  images,
-  languages,
+  made_pictures,
   page_designs,
   page_kinds,
   page_writer,
-  phrases,
   sandbox,
   supplies,
-  words,
 )
 
-_log = logging.getLogger(__name__)
-
-# Sizes that are tried, as shares of the design's own.
+NAME = "typography_layout"
+# Sizes that are tried, as shares of the first one.
 _SIZES = (1.0, 0.87, 0.75, 0.64, 0.54)
-_MAX_TRIES = 12
-_MAX_HEADS = 2000
-_VERSION = "1"  # Another one draws other pages of the same numbers.
+_INSIDE = ("line", "word", "glyph")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MadePages:
-  """supplies.Supply of made-up pages.
+class MadePages(made_pictures.MadePictures):
+  """supplies.Supply of made-up pages: see MadePictures."""
 
-  Attributes:
-    texts: where strings come from.
-    side: pixels of a page's longer side.
-    designs: names of page_kinds.DESIGNS that are drawn.
-    codes: mC4's codes of the languages that are drawn.
-    num_train, num_validation: examples until the same ones come again.
-  """
-
-  texts: phrases.Texts = dataclasses.field(default_factory=phrases.Phrases)
-  side: int = 768
-  designs: tuple[str, ...] = tuple(page_kinds.DESIGNS)
-  codes: tuple[str, ...] = ()
-  num_train: int = 1_000_000
-  num_validation: int = 1_000
-
-  name = "typography_layout"
-  endless = True
-
-  @functools.cached_property
-  def sizes(self) -> Mapping[str, int]:
-    return {"train": self.num_train, "validation": self.num_validation}
-
-  @functools.cached_property
-  def drawn(self) -> tuple[str, ...]:
-    """Codes that this machine has fonts for, of those that are asked for."""
-    wanted = self.codes or self.texts.codes
-    here = set(fonts.available_scripts())
-    kept = tuple(
-      code
-      for code in wanted
-      if any(script in here for script, _ in phrases.scripts(code))
-    )
-    missing = sorted(set(wanted) - set(kept))
-    if missing:
-      _log.warning(
-        "%s goes without %s: no font here covers them. Run `python "
-        "tools/fetch_fonts.py` (needs no root) to have them.",
-        self.name,
-        " ".join(missing),
-      )
-    if not kept:
-      fonts.fonts_for(phrases.scripts(wanted[0])[0][0])  # Raises.
-    return kept
-
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    parts = (
-      _VERSION,
-      self.texts.fingerprint,
-      self.side,
-      self.designs,
-      self.drawn,
-      self.num_train,
-      self.num_validation,
-    )
-    return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()
-
-  def languages(self, split: str) -> np.ndarray | None:
-    del split
-    return np.array([languages.row(code) for code in self.drawn], np.uint8)
-
-  def read(
-    self, split: str, index: int, seed: int = 0, language: str = ""
-  ) -> annotated.Annotated:
-    """See supplies.Supply.read."""
-    code = language or phrases.language_at(split, seed, index, self.drawn)
-    rng = words.generator("page", _VERSION, split, int(seed), int(index), code)
-    key = f"{self.name}/{split}/{seed}/{index}/{code}"
-    for _ in range(_MAX_TRIES):
-      try:
-        return self._draw(key, split, code, rng)
-      except images.BadImage as error:
-        reason = error.reason
-      except caption_writer.CannotQuote as error:
-        reason = str(error)
-    raise images.BadImage(key, reason)
+  TABLE: ClassVar = page_kinds.DESIGNS
+  VERSION: ClassVar[str] = "1"
+  name: ClassVar[str] = NAME
 
   def page(
     self, split: str, code: str, rng: np.random.Generator
   ) -> tuple[page_designs.Design, page_designs.Style, page_writer.Writer]:
-    """A page before it is drawn, of a split. ValueError: no headline is."""
-    script = page_writer.pick_script(rng, code)
-    writer = page_writer.Writer(
-      rng=rng,
-      texts=self.texts,
-      language=code,
-      script=script,
-      digits=bool(rng.uniform() < 0.4),
+    """A page before it is drawn, of a split."""
+    make, style, writer = self.pick(code, rng)
+    design = self.of_split(
+      split, code, lambda: make(writer, style), lambda made: made.quoted[0]
     )
-    makers = [page_kinds.DESIGNS[name] for name in self.designs]
-    shares = np.cumsum([share for _, share in makers])
-    place = np.searchsorted(shares / shares[-1], rng.uniform(), side="right")
-    make = makers[min(int(place), len(makers) - 1)][0]
-    style = page_designs.style(rng, script)
-    for _ in range(_MAX_HEADS):
-      design = make(writer, style)
-      if words.split_of(page_writer.seen(design.quoted[0])) == split:
-        return design, style, writer
-    raise ValueError(
-      f"{self.name}: no headline in {code!r} for split {split!r} among "
-      f"{_MAX_HEADS}: the texts have too few different strings."
-    )
+    return design, style, writer
 
   def _draw(
     self, key: str, split: str, code: str, rng: np.random.Generator
@@ -165,28 +63,64 @@ class MadePages:
       strict=True,
     )
     quoted = [page_writer.seen(text) for text in design.quoted]
-    caption = caption_writer.write(quoted, _look(design, style), rng, code)
-    spans = supplies.spans(caption, quoted)
-    places = dict(zip(quoted, spans, strict=True))
+    look = made_pictures.look(
+      design.kind,
+      style,
+      design.head_ink or style.strong,
+      design.head_paper or style.paper,
+      design.vertical,
+    )
+    caption = caption_writer.write(quoted, look, rng, code)
+    spans = dict(zip(quoted, supplies.spans(caption, quoted), strict=True))
     regions = tuple(
-      dataclasses.replace(region, span=places.get(region.text))
-      if region.label not in ("line", "word", "glyph")
+      dataclasses.replace(region, span=spans.get(region.text))
+      if region.label not in _INSIDE
       else region
       for region in drawn.regions
     )
-    blocks = (
-      r.text for r in regions if r.label not in ("line", "word", "glyph")
-    )
-    root = drawn.facts["root_size"]
+    blocks = [r.text for r in regions if r.label not in _INSIDE and r.text]
     return annotated.Annotated(
       key=key,
       image=drawn.image,
       text=caption,
-      transcription="\n".join(text for text in blocks if text),
+      transcription="\n".join(blocks),
       language=code,
       regions=regions,
-      style=_numbers(design, style, writer, root / height),
+      style=_numbers(design, style, writer, drawn.facts["root_size"] / height),
     )
+
+
+def open_pages(
+  path: str,
+  *,
+  side: int = 768,
+  designs: str = "",
+  languages: str = "",
+  language: str = "",
+  max_megabytes: float = 1024.0,
+  num_train: int = 1_000_000,
+  num_validation: int = 1_000,
+) -> supplies.Supply:
+  """Opens the supply that a task's name says.
+
+  Args:
+    path: "built_in", or the user's texts (data/corpora.py).
+    side: pixels of a page's longer side.
+    designs: names of page_kinds.DESIGNS, joined by commas; "" = all.
+    languages: mC4's codes, joined by commas; "" = all that the texts have.
+    language: mC4's code of the user's texts, where their names don't say it.
+    max_megabytes: of the user's texts that are read.
+    num_train, num_validation: examples until the same ones come again.
+  """
+  made = MadePages(
+    texts=made_pictures.open_texts(path, language, max_megabytes),
+    side=side,
+    designs=made_pictures.listed(designs),
+    codes=made_pictures.listed(languages),
+    num_train=num_train,
+    num_validation=num_validation,
+  )
+  return cast(supplies.Supply, made)
 
 
 def _size(side: int, proportion: float) -> tuple[int, int]:
@@ -194,19 +128,6 @@ def _size(side: int, proportion: float) -> tuple[int, int]:
   if proportion < 1:
     return side, max(1, round(side * proportion))
   return max(1, round(side / proportion)), side
-
-
-def _look(
-  design: page_designs.Design, style: page_designs.Style
-) -> caption_writer.Look:
-  return caption_writer.Look(
-    kind=design.kind,
-    family=style.head.style.kind,
-    bold=style.head.bold,
-    vertical=design.vertical or None,
-    ink=design.head_ink or style.strong,
-    paper=design.head_paper or style.paper,
-  )
 
 
 def _numbers(

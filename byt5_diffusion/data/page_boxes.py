@@ -144,6 +144,9 @@ class _Walk:
         block = id(element)
         self.blocks.setdefault(block, element)
         self.areas.setdefault(block, [])
+        if line is not None and not line.vertical:
+          line = _Line(block, False, matrix)  # A block within a line.
+          self.lines.append(line)
         if label in _WHOLE:
           self.areas[block].append(_area(box, matrix))
       if element.get(VERTICAL) and (line is None or not line.vertical):
@@ -298,12 +301,14 @@ def _crowded(lines: list[tuple[int, Piece]]) -> bool:
 
 
 def _torn(element: Any, lines: list[str]) -> list[str]:
-  """Words of an element that no line of it has as a whole."""
-  there = {word for line in lines for word in _WORD.findall(line)}
+  """Words of an element that its lines do not have, or not as a whole."""
+  wanted = _WORD.findall("".join(element.itertext()))
+  there = [word for line in lines for word in _WORD.findall(line)]
+  if "".join(wanted) != "".join(there):
+    return wanted
+  known = set(there)
   return [
-    word
-    for word in _WORD.findall("".join(element.itertext()))
-    if word not in there and not breaks_anywhere(word)
+    word for word in wanted if word not in known and not breaks_anywhere(word)
   ]
 
 

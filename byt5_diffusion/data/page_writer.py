@@ -20,6 +20,7 @@ from byt5_diffusion.data import (
   romanization,
 )
 
+_MAX_DRAWS = 1000
 # Between words that have no space: a place where a line may be broken.
 BREAK = "\u200b"
 BREAKABLE = frozenset(("Khmr", "Laoo", "Mymr", "Thai", "Tibt"))
@@ -78,9 +79,12 @@ class Writer:
       picked = self.rng.integers(len(self._known), size=count)
       return [self._known[int(i)] for i in picked]
     found: list[str] = []
-    while len(found) < count:
-      drawn = self.texts.draw(self.rng, self.language).text
-      found += drawn.split() if self.space == " " else [drawn]
+    for _ in range(_MAX_DRAWS):
+      drawn = self.texts.draw(self.rng, self.language)
+      if drawn.script == self.script:
+        found += drawn.text.split() if self.space == " " else [drawn.text]
+      if len(found) >= count:
+        break
     return found[:count]
 
   def word(self) -> str:
@@ -123,13 +127,14 @@ class Writer:
   # Numbers.
 
   def _spoken(self) -> tuple[str, str]:
-    spoken = self.language.partition("-")[0]
-    if spoken != self.language:  # Romanised.
+    """Language and script as numbers are written: a romanised one's own."""
+    if self.language in romanization.CODES:
+      spoken = self.language.partition("-")[0]
       return spoken, phrases.scripts(spoken)[0][0]
     return self.language, self.script
 
   def _finish(self, text: str) -> str:
-    if self._spoken()[0] != self.language:
+    if self.language in romanization.CODES:
       return romanization.romanize(text, self.language)
     return cldr.native_digits(self.language, text) if self.digits else text
 
@@ -161,12 +166,18 @@ def seen(text: str) -> str:
   return text.replace(BREAK, "")
 
 
-def pick_script(rng: np.random.Generator, language: str) -> str:
+def pick_script(
+  rng: np.random.Generator, language: str, texts: phrases.Texts
+) -> str:
   """A script of a language that this machine has fonts for.
 
   Raises:
     fonts.MissingFont: none of its scripts has one.
   """
+  if not isinstance(texts, phrases.Phrases):
+    script = texts.draw(rng, language).script
+    fonts.fonts_for(script)
+    return script
   known = phrases.scripts(language)
   here = set(fonts.available_scripts([script for script, _ in known]))
   kept = [(script, share) for script, share in known if script in here]

@@ -37,12 +37,14 @@ def _answer(
     )
   except images.BadImage as error:
     return {"refused": error.reason}, b""
+  except PermissionError:  # WeasyPrint unpacks fonts into a folder.
+    return {"refused": "brings fonts or other files"}, b""
   except RecursionError:
     return {"refused": "nested too deeply", "spent": True}, b""
   except MemoryError:
     return {"refused": "needs too much memory to draw", "spent": True}, b""
   except Exception as error:  # A hostile source may raise anything at all.
-    return {"refused": f"broken: {type(error).__name__}", "spent": True}, b""
+    return {"refused": f"broken: {type(error).__name__}"}, b""
   head = {
     "height": image.shape[0],
     "width": image.shape[1],

@@ -233,7 +233,9 @@ class Pool:
       self._idle.put(None)  # A place without a worker yet.
     self._owner = os.getpid()
 
-  def draw(self, kind: str, source: bytes, *, name: str, **options: Any) -> Drawn:
+  def draw(
+    self, kind: str, source: bytes, *, name: str, **options: Any
+  ) -> Drawn:
     """The picture of one source.
 
     Args:
