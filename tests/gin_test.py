@@ -5,11 +5,14 @@ import importlib
 import os
 import re
 
+import calligraphy_test
 import gin
 import jax
 import laion_test
 import numpy as np
+import page_xml_test
 import pytest
+import scene_text_test
 import toy_pages
 import toy_pieces
 import wit_test
@@ -58,6 +61,18 @@ def write_folder(path):
 
 # Kinds of tasks -> writes a small data set of theirs into a folder.
 USERS = {
+  **dict.fromkeys(
+    ["grapheme_words_reading", "grapheme_scenes"],
+    lambda path: scene_text_test.hiertext_folder(
+      path, scene_text_test.two_lines()
+    ),
+  ),
+  **dict.fromkeys(
+    ["kuzushiji_characters", "kuzushiji_lines_reading"], calligraphy_test.book
+  ),
+  "handwriting_lines_reading": lambda path: page_xml_test.folder_with(
+    path, page_xml_test.PAGE
+  ),
   "image_caption_folder": write_folder,
   "image_caption_folder_reading": write_folder,
   "laion_high_resolution": lambda path: laion_test.folder_of(
