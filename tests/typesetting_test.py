@@ -284,6 +284,7 @@ def variable_font(tmp_path):
   """A font whose letters are boxes, wider the bolder they are."""
   builder = pytest.importorskip("fontTools.fontBuilder")
   pens = pytest.importorskip("fontTools.pens.ttGlyphPen")
+  tables = pytest.importorskip("fontTools.ttLib.tables.TupleVariation")
   letters = "abcdefghijklmnopqrstuvwxyz"
 
   def box(width: int):
@@ -298,24 +299,15 @@ def variable_font(tmp_path):
   font.setupGlyphOrder([".notdef", *letters])
   font.setupCharacterMap({ord(c): c for c in letters})
   font.setupGlyf({name: box(200) for name in [".notdef", *letters]})
-  font.setupHorizontalMetrics({n: (600, 100) for n in [".notdef", *letters]})
+  font.setupHorizontalMetrics(dict.fromkeys([".notdef", *letters], (600, 100)))
   font.setupHorizontalHeader(ascent=800, descent=-200)
   font.setupNameTable({"familyName": "NotoSans", "styleName": "Regular"})
   font.setupOS2(sTypoAscender=800, sTypoDescender=-200)
   font.setupPost()
   font.setupFvar([("wght", 300, 400, 800, "Weight")], [])
-  variation = (
-    builder.TupleVariation
-    if hasattr(builder, "TupleVariation")
-    else (
-      pytest.importorskip(
-        "fontTools.ttLib.tables.TupleVariation"
-      ).TupleVariation
-    )
-  )
   wider = [(0, 0), (0, 0), (200, 0), (200, 0), *[(0, 0)] * 4]
   font.setupGvar(
-    {c: [variation({"wght": (0, 1, 1)}, list(wider))] for c in letters}
+    {c: [tables.TupleVariation({"wght": (0, 1, 1)}, wider)] for c in letters}
   )
   font.save(tmp_path / "NotoSans[wght].ttf")
   return tmp_path

@@ -2,8 +2,8 @@
 
 fonts.py says which font is best for a script; here are all its families (those
 of fonts.TABLE and of MORE) in all weights, widths and slants, by their files'
-names: "NotoSans-CondensedBoldItalic.ttf". A variable font ("NotoSans[wght].ttf",
-"NotoSans-Italic-VariableFont_wdth,wght.ttf") stands for as many styles.
+names: "NotoSans-CondensedBoldItalic.ttf". A variable font (NotoSans[wght].ttf,
+NotoSans-Italic-VariableFont_wdth,wght.ttf) stands for as many styles.
 """
 
 import dataclasses
@@ -163,8 +163,9 @@ def variants(script: str) -> tuple[fonts.Font, ...]:
   return _variants(script, fonts.directories()) or fonts.fonts_for(script)
 
 
-def fallbacks(script: str) -> tuple[fonts.Font, ...]:
-  """The regular fonts that stand in for characters that a font lacks."""
+@functools.lru_cache(maxsize=256)
+def _fallbacks(script: str, folders: tuple[str, ...]) -> tuple[fonts.Font, ...]:
+  del folders  # Where the fonts below are looked for.
   found = list(fonts.fonts_for(script))
   for other in ("Latn", "Grek", "Cyrl", "Deva", "Arab", "Hans"):
     try:
@@ -172,3 +173,8 @@ def fallbacks(script: str) -> tuple[fonts.Font, ...]:
     except fonts.MissingFont:
       continue
   return tuple(dict.fromkeys(found))
+
+
+def fallbacks(script: str) -> tuple[fonts.Font, ...]:
+  """The regular fonts that stand in for characters that a font lacks."""
+  return _fallbacks(script, fonts.directories())

@@ -10,7 +10,6 @@ pixels, in any thread and on any machine that has the same fonts.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 import re
@@ -188,17 +187,12 @@ def per_line(style: Style, script: str, height: int, width: int) -> int:
   return max(1, int(room / (em * advance)))
 
 
-@functools.lru_cache(maxsize=64)
-def _fallbacks(script: str) -> tuple[fonts.Font, ...]:
-  return font_styles.fallbacks(script)
-
-
 def _shape(
   string: str, script: str, style: Style, language: str
 ) -> shaping.Line:
   chosen: tuple[fonts.Font, ...] = (style.font,)
   if rasterizers.lacking(string, chosen):
-    chosen += _fallbacks(script)
+    chosen += font_styles.fallbacks(script)
     if missing := rasterizers.lacking(string, chosen):
       named = ", ".join(f"U+{ord(c):04X} {c!r}" for c in missing[:5])
       raise typography.MissingGlyph(
