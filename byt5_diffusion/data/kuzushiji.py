@@ -1,6 +1,6 @@
 """Pages of old Japanese books, with a box and a code point per character.
 
-  CODH's books (doi:10.20676/00000340)
+  CODH's books (doi:10.20676/00000341)
     <book>/images/*.jpg
     <book>/<book>_coordinate.csv
       Unicode,Image,X,Y,Block ID,Char ID,Width,Height
