@@ -26,10 +26,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import seqio
-
 import byt5_diffusion.tasks
-from byt5_diffusion.data import mixture, seqio_tasks, supplies
+from byt5_diffusion.data import mixture, native_logs, seqio_tasks, supplies
+
+with native_logs.quiet():
+  import seqio
 
 KIND = "multilingual"
 _OPTIONS = {"max_repeats": float, "num_train": int, "num_validation": int}
