@@ -36,16 +36,21 @@ Road = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
 def cpu_seconds() -> float:
-  """CPU time of this process and of the ones that it has started."""
-  ticks, mine = 0, str(os.getpid())
+  """CPU time of this process and of all that it has started, and they."""
+  parents, ticks = {}, {}
   for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
     try:
       fields = stat.read_text().rpartition(")")[2].split()
     except OSError:  # It has ended.
       continue
-    if fields[1] == mine:
-      ticks += int(fields[11]) + int(fields[12])
-  return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+    parents[stat.parent.name] = fields[1]
+    # Its own, and of its children that have ended.
+    ticks[stat.parent.name] = sum(int(field) for field in fields[11:15])
+  family = {str(os.getpid())}
+  while more := {k for k, v in parents.items() if v in family} - family:
+    family |= more
+  total = sum(ticks[pid] for pid in family)
+  return total / os.sysconf("SC_CLK_TCK")
 
 
 # -- Pictures ----------------------------------------------------------------
