@@ -1,7 +1,8 @@
 """COCO's annotation files: which boxes lie on which picture.
 
-Held as arrays: 21 bytes per box and about 200 per picture, so that PubLayNet's
-two gigabytes of JSON become 150 MB, and no more than that at any time.
+Read element by element and held as arrays. A file of PubLayNet's size (336,000
+pages, 3.3 million boxes) takes a quarter of a minute, and 250 MB of memory once
+it is read, 430 MB at most before.
 """
 
 import array
@@ -129,7 +130,7 @@ class _Reader:
     self._files: list[str] = []
     self._sizes = array.array("i")
     self._facts: list[dict[str, str]] = []
-    self._words: dict[str, str] = {}
+    self._words: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     self._repeats: set[int] = set()  # Ids of pictures that are left out.
     self._problems: dict[int, str] = {}
     self._categories: dict[int, str] = {}
@@ -150,13 +151,13 @@ class _Reader:
     sides = [record.get("height"), record.get("width")]
     good = all(_is_id(side) and 0 < side <= _MAX_SIDE for side in sides)
     self._sizes.extend(sides if good else (0, 0))
-    self._facts.append(
-      {
-        key: self._words.setdefault(record[key], record[key])
-        for key in self._keep
-        if isinstance(record.get(key), str)
-      }
+    known = tuple(
+      (key, record[key])
+      for key in self._keep
+      if isinstance(record.get(key), str)
     )
+    # The same few on every page.
+    self._facts.append(self._words.setdefault(known, dict(known)))
     if not _is_id(number):
       self._problems[place] = "a record without an id"
     elif not self._files[place]:

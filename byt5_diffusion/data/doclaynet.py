@@ -25,7 +25,7 @@ from byt5_diffusion.data import coco, documents, images, json_stream, text
 _log = logging.getLogger(__name__)
 
 # Of a page's JSON file.
-_MAX_BYTES = 2**25
+_MAX_BYTES = 2**23
 _DOCLAYNET = ("doc_category",)
 
 

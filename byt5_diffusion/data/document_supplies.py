@@ -31,6 +31,7 @@ UNITS = ("page", "region", "line")
 # Their text is no running text, in whichever order its pieces are.
 _NO_TEXT = ("picture", "figure", "table", "formula")
 _FEW = 2000  # Pages; of fewer, more are kept to validate by.
+_ENOUGH = 2000  # Characters of a page to tell its language by.
 _MARGIN = 0.004  # Of a page's longer side, around what is cut out of it.
 _Row = Mapping[str, Any]
 
@@ -339,46 +340,50 @@ def ocr(
       "folder JSON beside PNG; PubLayNet has none."
     )
 
-  def read(page: documents.Page) -> list[documents.Part]:
-    """What can be read of a page, each with its box in the frame."""
-    page = documents.arranged(page, loose=True)
+  def read(row: _Row) -> tuple[list[documents.Part], str]:
+    """What can be read of a page, each with its box, and in which language."""
+    page = documents.arranged(row["page"], loose=True)
+    whole = documents.text_of(page.parts)
+    # Of the whole page: a line is too little to tell a language by.
+    language = languages.identify(whole[:_ENOUGH])[0]
     if unit == "page":
-      return [
-        documents.Part((0, 0, 0, 0), "block", documents.text_of(page.parts))
-      ]
+      return [documents.Part((0, 0, 0, 0), "block", whole)], language
     if unit == "region":
-      return [p for p in page.parts if p.label not in _NO_TEXT]
-    return documents.lines_of(page)
+      found = [part for part in page.parts if part.label not in _NO_TEXT]
+      return found, language
+    return documents.lines_of(page), language
 
   def describe(row: _Row) -> list[catalogue.Entry]:
-    page, entries, longest = row["page"], [], 0
-    for number, part in enumerate(read(page)):
-      size = len(part.text.encode("utf-8"))
-      longest = max(longest, size)
-      if 0 < size <= max_bytes:
-        language = languages.identify(part.text)[0]
-        entries.append(catalogue.Entry(page.key, number, language))
+    parts, language = read(row)
+    sizes = [len(part.text.encode("utf-8")) for part in parts]
+    entries = [
+      catalogue.Entry(row["page"].key, number, language)
+      for number, size in enumerate(sizes)
+      if 0 < size <= max_bytes
+    ]
     if not entries:
+      longer = any(sizes)
       raise filters.Filtered(
-        "text longer than max_bytes" if longest else "no text", longest
+        "text longer than max_bytes" if longer else "no text",
+        max(sizes, default=0),
       )
     return entries
 
   def make(row: dict[str, Any], number: int) -> annotated.Annotated:
     page = row["page"]
-    part = read(page)[number]
+    parts, language = read(row)
+    part, key = parts[number], page.key
     if unit == "page":
-      page = documents.arranged(page, loose=True)
-      loaded = documents.load(page)
+      loaded = documents.load(documents.arranged(page, loose=True))
       image, regions = loaded.image, _regions(loaded.parts)
     else:
       image, region = _cut_out(page, part)
-      regions = (region,)
+      key, regions = f"{key}/{unit}/{number}", (region,)
     return annotated.Annotated(
-      key=page.key if unit == "page" else f"{page.key}/{unit}/{number}",
+      key=key,
       image=image,
       text=part.text,
-      language=languages.identify(part.text)[0],
+      language=language,
       regions=regions,
     )
 

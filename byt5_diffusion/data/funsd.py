@@ -15,7 +15,7 @@ from typing import Any
 
 from byt5_diffusion.data import coco, documents, images, json_stream, text
 
-_MAX_BYTES = 2**25
+_MAX_BYTES = 2**23
 _LABELS = ("question", "answer", "header", "other")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 

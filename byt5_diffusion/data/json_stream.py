@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
 _CHUNK = 2**20  # Characters read at a time.
-MAX_ELEMENT = 2**24  # Characters of one element.
-MAX_FILE = 2**26  # Bytes of a file that is read whole.
+MAX_ELEMENT = 2**22  # Characters of one element.
+MAX_FILE = 2**24  # Bytes of a file that is read whole.
 _SPACE = " \t\n\r"
 _GZIP = b"\x1f\x8b"
 
