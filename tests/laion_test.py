@@ -310,6 +310,14 @@ def test_unfinished_shards_are_left_alone(tmp_path: pathlib.Path) -> None:
   (tmp_path / "images" / "00001.tar").write_bytes(whole[:700])
   table = fetched.open_table(folder, laion.COLUMNS, "laion")
   assert len(table) == 1
+  # No address of this one was good: a tar without a member.
+  (tmp_path / "images" / "00001.tar").write_bytes(bytes(10240))
+  stats = tmp_path / "images" / "00001_stats.json"
+  stats.write_text('{"count": 9, "successes": 0}')
+  assert len(fetched.open_table(folder, laion.COLUMNS, "laion")) == 1
+  stats.with_name("00000_stats.json").unlink()
+  with pytest.raises(ValueError, match="none of its shards has a picture"):
+    fetched.open_table(folder, laion.COLUMNS, "laion")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from typing import Any
 from byt5_diffusion.data import filters, images, tables
 
 PICTURES = ("jpg", "png", "webp", "jpeg")
+_STATS = "_stats.json"
 _MAX_METADATA = 2**20  # Bytes of one picture's.
 _MAX_TEXT = 2**20
 
@@ -68,23 +69,40 @@ def columns_of(table: tables.Table) -> set[str]:
 
 
 def complete(path: str) -> str:
-  """A folder without shards that are still being written, as braces.
+  """A folder's shards with pictures, as braces, where others are among them.
 
-  img2dataset writes 00000_stats.json when 00000.tar is complete.
+  img2dataset writes 00000_stats.json when 00000.tar is complete. A shard of
+  which no address was good is an empty tar.
+
+  Raises:
+    ValueError: no shard has a picture.
   """
   folder = pathlib.Path(path).expanduser()
-  suffix = "_stats.json"
-  if "://" in path or not folder.is_dir():
+  if "://" in path or "{" in path or not folder.is_dir():
     return path
-  done = {p.name.removesuffix(suffix) for p in folder.glob(f"*{suffix}")}
+  pictures = {
+    stats.name.removesuffix(_STATS): _successes(stats)
+    for stats in folder.glob(f"*{_STATS}")
+  }
   for ending in ("tar", "tfrecord", "parquet"):
-    shards = {p.stem for p in folder.glob(f"*.{ending}")}
-    if done and shards - done and shards & done and "{" not in path:
-      kept = ",".join(sorted(shards & done))
-      return os.path.join(path, f"{{{kept}}}.{ending}")
-    if shards:
-      break
+    shards = {shard.stem for shard in folder.glob(f"*.{ending}")}
+    if not pictures or not shards:
+      continue
+    kept = sorted(shard for shard in shards if pictures.get(shard))
+    if not kept:
+      raise ValueError(f"{path}: none of its shards has a picture yet.")
+    if len(kept) == len(shards):
+      return path
+    return os.path.join(path, f"{{{','.join(kept)}}}.{ending}")
   return path
+
+
+def _successes(stats: pathlib.Path) -> int:
+  """Pictures of a shard, as img2dataset has counted them."""
+  try:
+    return int(json.loads(stats.read_text("utf-8"))["successes"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return 0
 
 
 def known(row: Mapping[str, Any]) -> dict[str, Any]:
