@@ -3,13 +3,14 @@
   python benchmarks/render.py
 
 Different words of every script that this machine can draw; the first pass over
-them (reading fonts) is left out.
+them (reading fonts) is left out. Last the supply of phrases: whole examples,
+with their styles, captions and boxes.
 """
 
 import argparse
 import time
 
-from byt5_diffusion.data import fonts, typography, words
+from byt5_diffusion.data import fonts, typography, typography_phrases, words
 
 SIZES = ((16, 48), (32, 128), (64, 256), (128, 512))
 
@@ -26,6 +27,24 @@ def words_per_second(
       renderer.render(sample.text, sample.script)
     drawn += len(samples)
   return drawn / (time.process_time() - start)
+
+
+def examples_per_second(
+  height: int, width: int, seconds: float
+) -> tuple[float, float]:
+  """Pictures, and words in them, of the supply of phrases."""
+  supply = typography_phrases.open_phrases(
+    "built_in", height=height, width=width
+  )
+  for index in range(500):
+    supply.read("train", index)
+  drawn, num_words, start = 0, 0, time.process_time()
+  while time.process_time() - start < seconds:
+    example = supply.read("train", drawn, seed=1)
+    num_words += sum(region.label == "word" for region in example.regions)
+    drawn += 1
+  spent = time.process_time() - start
+  return drawn / spent, num_words / spent
 
 
 def main() -> None:
@@ -54,6 +73,12 @@ def main() -> None:
         print(error)
         break
       print(f"{backend:9s} {height:4d} x {width:<4d} {rate:8.0f} words/s")
+  for height, width in ((64, 256), (256, 256), (512, 512)):
+    rate, num_words = examples_per_second(height, width, args.seconds)
+    print(
+      f"phrases   {height:4d} x {width:<4d} {rate:8.0f} pictures/s, "
+      f"{num_words:.0f} words/s"
+    )
 
 
 if __name__ == "__main__":
