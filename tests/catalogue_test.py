@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -185,6 +187,39 @@ def test_a_scan_that_was_killed_goes_on(folder):
   _supply(folder, describe)
   assert describe.rows[0] == "2/0"
   assert len(describe.rows) == 50
+
+
+def test_processes_share_the_files(folder):
+  """A scan that waits in its second file leaves the others to another one."""
+  waiting, go_on = threading.Event(), threading.Event()
+
+  class Waits(Described):
+    def __call__(self, row):
+      if row["id"] == "1/0":
+        waiting.set()
+        assert go_on.wait(30)
+      return super().__call__(row)
+
+  first, second = Waits(), Described()
+  supplies = []
+  threads = [
+    threading.Thread(target=lambda d=d: supplies.append(_supply(folder, d)))
+    for d in (first, second)
+  ]
+  threads[0].start()
+  assert waiting.wait(30)
+  threads[1].start()
+  deadline = time.monotonic() + 30
+  while len(second.rows) < 50 and time.monotonic() < deadline:
+    time.sleep(0.01)
+  go_on.set()
+  for thread in threads:
+    thread.join(30)
+  assert {row[0] for row in first.rows} == {"0", "1"}
+  assert {row[0] for row in second.rows} == {"2", "3"}
+  assert supplies[0].sizes == supplies[1].sizes
+  left = cached_arrays.folder("catalogues").iterdir()
+  assert len(list(left)) == 4  # And no locks.
 
 
 def test_a_damaged_catalogue_is_made_again(folder):

@@ -6,6 +6,7 @@ No pickle. A file appears when it is complete; a damaged one is made again.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ import pathlib
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +73,40 @@ def kept(
   except OSError as error:
     _log.warning("Nothing can be kept in the cache: %s", error)
   return made
+
+
+def is_kept(kind: str, depends_on: tuple[str, ...]) -> bool:
+  """Whether something is kept, damaged or not."""
+  with contextlib.suppress(OSError):
+    return path_of(kind, *depends_on).exists()
+  return False
+
+
+@contextlib.contextmanager
+def claimed(
+  kind: str, depends_on: tuple[str, ...], *, wait: bool
+) -> Iterator[bool]:
+  """Whether this process may make what is kept: no other one is at it.
+
+  A process that dies claims nothing. Where files cannot be locked, everybody
+  may.
+
+  Args:
+    kind, depends_on: see `kept`.
+    wait: until another process is done.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      path = path_of(kind, *depends_on).with_suffix(".lock")
+      lock = stack.enter_context(path.open("w"))
+      fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      stack.callback(path.unlink, missing_ok=True)
+    except BlockingIOError:
+      yield False
+      return
+    except OSError:
+      pass
+    yield True
 
 
 def forget(kind: str, depends_on: tuple[str, ...]) -> None:

@@ -4,13 +4,14 @@ A data set describes its rows without looking at pixels; what it leaves out is
 counted by reason. What is kept of an example are nine bytes on disk: its row,
 which part of the row it is, and its language. So there can be hundreds of
 millions. Every file is kept by itself: a scan that was killed goes on behind
-the last whole file, and processes that scan other files help each other.
+the last whole file, and processes that scan at once share the files.
 """
 
 import array
 import collections
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -200,30 +201,57 @@ def _describe_all(
     ledgers[what] = rejections.ledger(
       f"{name} ({what})", max_share=share, num_records=num_rows
     )
-  codes = "".join(row.code for row in languages.TABLE)
-  kept = []
+  found: dict[int, cached_arrays.Kept] = {}
+  rows = 0
   with tqdm.tqdm(total=num_rows, desc=name, unit="row", disable=None) as bar:
-    for piece in pieces:
-      found = cached_arrays.kept(
-        "catalogues",
-        ("2", piece.key, *depends, codes),
-        functools.partial(scan.run, piece, bar),
-      )
-      kept.append(found)
-      header = found.header
-      bar.update(piece.first_row + header["rows"] - bar.n)
-      good = header["rows"] - sum(header["broken"].values())
-      ledgers["rows"].count(good, header["broken"], header["broken_names"])
-      good -= sum(header["filtered"].values())
-      ledgers["filters"].count(
-        good, header["filtered"], header["filtered_names"]
-      )
+    # First what no other process is at, then what the others have left.
+    for number, wait in itertools.chain(
+      ((i, False) for i in range(len(pieces))),
+      ((i, True) for i in range(len(pieces))),
+    ):
+      if number in found:
+        continue
+      one = _describe(pieces[number], scan, depends, bar, wait=wait)
+      if one is None:
+        continue
+      found[number] = one
+      rows += one.header["rows"]
+      bar.update(rows - bar.n)
+      _count(ledgers, one.header)
+  kept = [found[number] for number in range(len(pieces))]
   if not any(len(v) for x in kept for v in x.arrays.values()):
     reasons = {k: v.summary()["reasons"] for k, v in ledgers.items()}
     raise ValueError(
       f"{name}: no example is left of {num_rows} rows; {reasons}."
     )
   return kept
+
+
+def _describe(
+  piece: Piece,
+  scan: "Scan",
+  depends: tuple[str, ...],
+  bar: tqdm.tqdm,
+  *,
+  wait: bool,
+) -> cached_arrays.Kept | None:
+  """What is kept of a piece; None if another process is at it."""
+  key = ("2", piece.key, *depends, *_CODES)
+  make = functools.partial(scan.run, piece, bar)
+  if cached_arrays.is_kept("catalogues", key):
+    return cached_arrays.kept("catalogues", key, make)
+  with cached_arrays.claimed("catalogues", key, wait=wait) as mine:
+    return cached_arrays.kept("catalogues", key, make) if mine else None
+
+
+def _count(
+  ledgers: Mapping[str, rejections.Ledger], header: Mapping[str, Any]
+) -> None:
+  """Tells the ledgers what was left out of a piece."""
+  good = header["rows"] - sum(header["broken"].values())
+  ledgers["rows"].count(good, header["broken"], header["broken_names"])
+  good -= sum(header["filtered"].values())
+  ledgers["filters"].count(good, header["filtered"], header["filtered_names"])
 
 
 class Scan(NamedTuple):
