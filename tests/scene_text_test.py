@@ -91,7 +91,7 @@ def two_lines() -> list[dict[str, object]]:
   """The second line stands above; the first holds what nobody can read."""
   left = ((20, 50), (50, 50), (50, 70), (20, 70))
   right = ((50, 50), (80, 50), (80, 70), (50, 70))
-  below = hiertext_word(OTHER, "", legible=False)
+  below = hiertext_word(OTHER, "lower ?")
   below["words"] = [
     hiertext_word(left, "lower"),
     hiertext_word(right, "", legible=False),
@@ -137,6 +137,7 @@ def test_words_of_hiertext(tmp_path: pathlib.Path) -> None:
 
 
 def test_lines_are_legible_as_a_whole(tmp_path: pathlib.Path) -> None:
+  """Even if one says that it is, with a word in it that is not."""
   folder = hiertext_folder(tmp_path, two_lines())
   [one] = only(scene_text.lines(**plain(folder)))
   assert one.transcription == "Upper, line"
@@ -526,6 +527,22 @@ def test_annotations_of_the_wrong_shape_are_noted(
   pages = list(hiertext.pages(path))
   assert [len(page.marks) for page in pages] == [0, 0, 0, 0]
   assert [len(page.problems) for page in pages] == [1, 1, 0, 2]
+
+
+def test_options_are_checked(tmp_path: pathlib.Path) -> None:
+  folder = hiertext_folder(tmp_path, two_lines())
+  for option, value in (("margin", 5.0), ("margin", -1.0), ("max_bytes", -1)):
+    with pytest.raises(ValueError, match=option):
+      scene_text.words(**plain(folder, **{option: value}))
+  with pytest.raises(ValueError, match="max_quotes=0"):
+    scene_text.scenes(**plain(folder, max_quotes=0))
+  short = scene_text.words(**plain(folder, max_bytes=5))
+  assert [one.transcription for one in only(short)] == ["line", "lower"]
+  with pytest.raises(ValueError, match="no word that can be read"):
+    scene_text.words(**plain(folder, min_side=25.0))
+  file = folder / "gt" / "train.jsonl.gz"
+  one = scene_text.words(**plain(file, images=str(folder)))
+  assert one.sizes["train"] == 3
 
 
 def test_several_formats_in_one_folder(tmp_path: pathlib.Path) -> None:

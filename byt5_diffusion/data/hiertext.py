@@ -41,9 +41,12 @@ def _page(annotation: Any, name: str, split: str) -> written_pages.Page:
     named = [(f"{p}.{number}", line) for number, line in lines]
     down = _down(named[0][1]) if named else (0.0, 1.0)
     for place, line in sorted(named, key=lambda one: _depth(one[1], down)):
-      parent = _add(draft, place, "line", line)
-      for w, word in enumerate(_get(line, "words", list) or []):
-        _add(draft, f"{place}.{w}", "word", word, parent)
+      words = _get(line, "words", list) or []
+      # By its definition; a line that says otherwise is not believed.
+      whole = all(_get(word, "legible", bool) is not False for word in words)
+      parent = _add(draft, place, "line", line, legible=whole)
+      for w, word in enumerate(words):
+        _add(draft, f"{place}.{w}", "word", word, parent=parent)
   return draft.page()
 
 
@@ -52,15 +55,16 @@ def _add(
   name: str,
   label: str,
   item: Any,
+  *,
+  legible: bool = True,
   parent: int = -1,
 ) -> int:
-  legible = _get(item, "legible", bool)
   return draft.add(
     name,
     label,
     lambda: outlines.of_numbers(_get(item, "vertices", list)),
     _get(item, "text", str),
-    legible=True if legible is None else legible,
+    legible=legible and _get(item, "legible", bool) is not False,
     vertical=bool(_get(item, "vertical", bool)),
     parent=parent,
   )

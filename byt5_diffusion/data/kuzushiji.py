@@ -43,7 +43,6 @@ _LANGUAGE = "ja"
 _CODE = re.compile(r"(?:U\+[0-9A-Fa-f]{4,6})+")
 _MAX_BYTES = 2**29  # Of a CSV file: all of CODH's rows take a tenth.
 _MAX_GLYPHS = 5000  # Of a page.
-_FIELD = 2**20  # Characters of a CSV field.
 
 
 class Glyph(NamedTuple):
@@ -151,7 +150,6 @@ def _rows(file: files.File) -> Iterator[tuple[int, dict[str, str]]]:
     lines = io.StringIO(raw.decode("utf-8-sig"), newline="")
   except UnicodeDecodeError:
     raise ValueError(f"{file.path}: is not UTF-8.") from None
-  limit = csv.field_size_limit(_FIELD)
   try:
     reader = csv.DictReader(lines)
     for row in reader:
@@ -165,8 +163,6 @@ def _rows(file: files.File) -> Iterator[tuple[int, dict[str, str]]]:
       )
   except csv.Error as error:
     raise ValueError(f"{file.path}: is no CSV ({error}).") from None
-  finally:
-    csv.field_size_limit(limit)
 
 
 def codh(file: files.File) -> Iterator[written_pages.Page]:

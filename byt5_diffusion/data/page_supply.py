@@ -63,6 +63,12 @@ class Form:
   identify: bool = False
   min_confidence: float = 0.8
 
+  def __post_init__(self) -> None:
+    if not 0 <= self.margin <= 1:
+      raise ValueError(f"margin={self.margin} must be in [0, 1].")
+    if self.max_bytes < 0 or self.max_quotes < 0:
+      raise ValueError("max_bytes and max_quotes must not be negative.")
+
 
 class PageSupply:
   """Whole pages or their parts; see supplies.Supply.

@@ -16,7 +16,6 @@ but of one format.
 import collections
 import gzip
 import io
-import os
 import posixpath
 import re
 import zlib
@@ -165,8 +164,9 @@ def _open(
     file for file in files.find(path) if file.path.lower().endswith(_ENDINGS)
   ]
   kind, annotations = find(path, listed, kind)
-  is_file = len(listed) == 1 and listed[0].path == os.path.abspath(path)
-  where = pictures or (posixpath.dirname(listed[0].path) if is_file else path)
+  first = listed[0].path if len(listed) == 1 else ""
+  is_file = posixpath.basename(first) == posixpath.basename(path)
+  where = pictures or (posixpath.dirname(first) if is_file else path)
   try:
     return page_supply.PageSupply(
       f"{name}:{path}",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from byt5_diffusion.data import outlines, text
 
 PARTS = ("glyph", "word", "line")
+_MAX_TEXT = 2**16  # Characters of a line.
 SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {
   "validation": ("validation", "val", "valid", "dev"),
@@ -211,6 +212,8 @@ class Draft:
     """
     if not isinstance(written, str):
       return self.note(name, "its text is no string")
+    if len(written) > _MAX_TEXT:
+      return self.note(name, f"more than {_MAX_TEXT} characters")
     try:
       outline = corners() if callable(corners) else corners
     except outlines.BadOutline as error:
