@@ -111,6 +111,17 @@ def test_columns_are_read_one_after_the_other():
   assert reading_order.order(boxes) == [3, 5, 2, 4, 1, 0]
 
 
+def test_right_to_left_pages_begin_at_the_right():
+  title, left, right = (0, 0, 99, 9), (0, 20, 45, 60), (55, 20, 99, 70)
+  boxes = [left, right, title]
+  assert reading_order.order(boxes) == [2, 0, 1]
+  assert reading_order.order(boxes, right_to_left=True) == [2, 1, 0]
+  words = [((0, 0, 40, 10), "عليكم"), ((50, 0, 90, 10), "السلام")]
+  assert reading_order.text_of(words) == "السلام عليكم"
+  assert reading_order.is_right_to_left("שלום 123 a")
+  assert not reading_order.is_right_to_left("123")
+
+
 @pytest.mark.parametrize("count", [0, 1, 300])
 def test_every_box_is_read_once(count):
   rng = np.random.default_rng(count)
@@ -361,6 +372,19 @@ def test_what_is_cut_out_is_where_the_text_is(doclaynet):
   assert example.image[:, :2].min() > 200
   raw = example.text.encode()
   assert raw[slice(*region.span)].decode() == example.text
+
+
+def test_a_page_says_in_which_direction_it_is_read(doclaynet):
+  def write(file):
+    for cell in file["cells"]:
+      cell["text"] = "سلام"
+
+  edited(doclaynet / "JSON" / "page0.json", write)
+  supply = document_supplies.segmentation(str(doclaynet))
+  boxes = [part.box for part in layout_text.parse(supply.read("train", 0).text)]
+  assert boxes[1][0] > boxes[2][0]  # The right column first.
+  boxes = [part.box for part in layout_text.parse(supply.read("train", 1).text)]
+  assert boxes[1][0] < boxes[2][0]
 
 
 def test_text_outside_of_all_regions_is_not_lost(doclaynet):

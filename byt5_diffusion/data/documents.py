@@ -22,6 +22,7 @@ from byt5_diffusion.data import annotated, images, reading_order
 # Read before the other parts, and behind them.
 _PLACES = {"page-header": 0, "page-footer": 2}
 MAX_PARTS, MAX_CELLS = 1000, 20_000  # Of a page.
+_ENOUGH = 2000  # Characters of a page to tell its direction by.
 _MAX_ASPECT = 20.0  # Width by height of a page, or the other way round.
 # How far proportions may be from others and still be the same.
 _SAME_SHAPE = 0.03
@@ -258,7 +259,10 @@ def arranged(page: Page, loose: bool = False) -> Page:
   if loose:
     rest = [cell for cell in rest if cell.text.strip()][:MAX_PARTS]
     found += [Part(c.box, "text", " ".join(c.text.split())) for c in rest]
-  order = reading_order.order([part.box for part in found])
+  text = "".join(part.text for part in found)[:_ENOUGH]
+  order = reading_order.order(
+    [part.box for part in found], reading_order.is_right_to_left(text)
+  )
   # What stands in a margin is no column of the page.
   order.sort(key=lambda i: _PLACES.get(found[i].label, 1))
   return dataclasses.replace(

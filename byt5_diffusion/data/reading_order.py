@@ -8,6 +8,7 @@ together.
 """
 
 import itertools
+import unicodedata
 from collections.abc import Sequence
 
 from byt5_diffusion.data import annotated
@@ -22,9 +23,19 @@ _ON_THE_LINE = 0.5
 _GLUED = 0.1  # Of a line's height: what is nearer belongs to the same word.
 
 
-def order(boxes: Sequence[annotated.Box]) -> list[int]:
-  """Places of the boxes in reading order, left to right and downwards."""
+def order(
+  boxes: Sequence[annotated.Box], right_to_left: bool = False
+) -> list[int]:
+  """Places of the boxes in reading order, downwards column by column."""
+  if right_to_left:  # In a mirror, the first column is the left one.
+    boxes = [(-box[2], box[1], -box[0], box[3]) for box in boxes]
   return _order(list(range(len(boxes))), boxes, 0)
+
+
+def is_right_to_left(text: str) -> bool:
+  """Whether most of its letters are of scripts such as Arabic."""
+  found = [unicodedata.bidirectional(character) for character in text]
+  return sum(x in ("R", "AL") for x in found) > found.count("L")
 
 
 def _order(
@@ -105,10 +116,12 @@ def text_of(pieces: Sequence[tuple[annotated.Box, str]]) -> str:
   pieces = [piece for piece in pieces if piece[1]]
   written = []
   for line in lines([box for box, _ in pieces]):
+    if is_right_to_left("".join(pieces[i][1] for i in line)):
+      line = line[::-1]
     parts = [pieces[line[0]][1]]
     for before, i in itertools.pairwise(line):
-      box, text = pieces[i]
-      near = box[0] - pieces[before][0][2] < _GLUED * (box[3] - box[1])
-      parts += ["" if near else " ", text]
+      (box, text), (last, _) = pieces[i], pieces[before]
+      gap = max(box[0] - last[2], last[0] - box[2])
+      parts += ["" if gap < _GLUED * (box[3] - box[1]) else " ", text]
     written.append("".join(parts))
   return "\n".join(written)
