@@ -32,11 +32,12 @@ from byt5_diffusion.data import (
 
 # What img2dataset does, in short: tries the list, then writes what came of it.
 STAND_IN = """
-import json, pathlib, sys, time, urllib.request
+import json, os, pathlib, sys, time, urllib.request
 import pyarrow.parquet as pq
 options = json.loads(sys.argv[3])
 folder = pathlib.Path(options["output_folder"])
 (folder / "options.json").write_text(sys.argv[3])
+(folder / "environment.json").write_text(json.dumps(dict(os.environ)))
 if (folder / "00000_stats.json").exists():
   sys.exit()
 rows = pq.read_table(options["url_list"] + "/00000.parquet").to_pylist()
@@ -238,6 +239,8 @@ def test_a_download_through_the_guard(
   assert options["save_additional_columns"][-3:] == [
     "hash", "pwatermark", "punsafe",
   ]  # fmt: skip
+  told = json.loads((tmp_path / "out" / "environment.json").read_text())
+  assert "SECRET" not in told and told["no_proxy"] == ""
   # Once more: what is complete stays.
   (tmp_path / "out" / "0.bin").write_bytes(b"as it was")
   again = downloads.download(
