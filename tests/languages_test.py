@@ -2,6 +2,9 @@
 
 import builtins
 import csv
+import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,11 +105,17 @@ def _articles(shared_data):
           yield row["mc4_code"], row["iso15924"], row[key]
 
 
+def _need(module):
+  # Not importorskip: how gcld3 is imported matters.
+  if importlib.util.find_spec(module) is None:
+    pytest.skip(f"{module} is not installed")
+
+
 @pytest.mark.parametrize(
   ("identifier", "share"), [("py3langid", 0.87), ("cld3", 0.91)]
 )
 def test_most_articles_are_identified(shared_data, identifier, share):
-  pytest.importorskip({"cld3": "gcld3"}.get(identifier, identifier))
+  _need({"cld3": "gcld3"}.get(identifier, identifier))
   found = [
     (languages.identify(text, identifier), label)
     for label, _, text in _articles(shared_data)
@@ -116,6 +125,22 @@ def test_most_articles_are_identified(shared_data, identifier, share):
   sure = [code == label for (code, p), label in found if p >= 0.8]
   assert sum(sure) / len(sure) >= 0.94
   assert all(0 <= p <= 1.0001 for (_, p), _ in found)
+
+
+@pytest.mark.slow
+def test_cld3_works_beside_tensorflow():
+  _need("tensorflow")
+  _need("gcld3")
+  program = (
+    "import tensorflow\n"
+    "from byt5_diffusion.data import languages\n"
+    "print(languages.identify('Все люди рождаются свободными', 'cld3')[0])"
+  )
+  # Alone: where it fails there is no exception, but no process.
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True
+  )
+  assert (done.returncode, done.stdout) == (0, "ru\n")
 
 
 def test_scripts_of_one_language_need_no_identifier(monkeypatch):

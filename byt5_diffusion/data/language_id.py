@@ -8,6 +8,8 @@ pickle (an .npz read without pickles; compiled constants).
 """
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 
 from byt5_diffusion.data import languages
@@ -85,12 +87,18 @@ def _py3langid() -> Callable[[str], Ranked]:
 
 @functools.cache
 def _cld3() -> Callable[[str], Ranked]:
+  # Its protobuf is another one than TensorFlow's, whose names must not be
+  # taken for its own: where TensorFlow came first, that ends the process.
+  flags = sys.getdlopenflags()
+  sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
   try:
     import gcld3
   except ImportError as error:
     raise ImportError(
       'identifier="cld3" needs cld3: pip install "byt5-diffusion[cld3]".'
     ) from error
+  finally:
+    sys.setdlopenflags(flags)
   model = gcld3.NNetLanguageIdentifier(
     min_num_bytes=0, max_num_bytes=4 * _MOST_CHARACTERS
   )
