@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import time
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_languages_come_by_mc4s_shares(supply):
   found = collections.Counter(
     phrases.language_at("train", 0, index, supply.codes) for index in range(300)
   )
-  drawn = collections.Counter(e.language for e in examples(supply, 300))
+  drawn = collections.Counter(e.language for e in examples(supply, 150))
   assert drawn == found
   rows = supply.languages("train")
   assert [languages.TABLE[row].code for row in rows] == list(supply.codes)
@@ -86,7 +87,7 @@ def test_a_read_is_a_function_of_its_arguments_in_any_order_and_thread(supply):
 
 def test_captions_quote_what_is_drawn(supply):
   described = 0
-  for example in examples(supply, 200):
+  for example in examples(supply, 100):
     lines = [r for r in example.regions if r.label == "line"]
     if example.text == example.transcription:
       continue
@@ -96,7 +97,7 @@ def test_captions_quote_what_is_drawn(supply):
     if quoted:
       assert joined == "".join("".join(r.text for r in lines).split())
       described += 1
-  assert described > 80
+  assert described > 40
 
 
 def test_spans_are_where_the_caption_has_the_words(supply):
@@ -122,7 +123,7 @@ def test_spans_of_captions(caption, strings, spans):
 
 def test_styles_are_true(supply):
   vertical = right_to_left = bold = 0
-  for example in examples(supply, 300):
+  for example in examples(supply, 200):
     style = example.style
     assert set(style) == set(annotated.STYLE)
     lines = [r for r in example.regions if r.label == "line"]
@@ -141,7 +142,7 @@ def test_styles_are_true(supply):
       assert style["vertical"] == 1
     if " bold" in example.text and "letters" in example.text:
       assert style["weight"] >= 600
-  assert vertical > 2 and right_to_left > 5 and 60 < bold < 240
+  assert vertical > 1 and right_to_left > 4 and 40 < bold < 160
 
 
 def test_splits_have_no_string_in_common():
@@ -152,6 +153,22 @@ def test_splits_have_no_string_in_common():
     for index in range(40):
       example = opened.read(split, index)
       assert words.split_of(example.text) == split
+
+
+def test_no_text_is_longer_than_is_said():
+  """The ends of lines between Thai, Chinese... letters count too."""
+  opened = typography_phrases.open_phrases(
+    "built_in", height=128, width=64, max_bytes=60, boxes="line"
+  )
+  ends = 0
+  for code in ("ja", "km", "th", "zh"):
+    if code not in opened.codes:
+      continue
+    for example in examples(opened, 60, language=code):
+      assert len(example.text.encode("utf-8")) <= 60
+      assert len(example.transcription.encode("utf-8")) <= 60
+      ends += example.transcription.count("\n")
+  assert ends > 20 or not {"ja", "km", "th", "zh"} & set(opened.codes)
 
 
 def test_options_do_what_they_say():
@@ -268,8 +285,6 @@ def test_all_styles_of_the_fonts_are_drawn(supply):
 
 @pytest.mark.slow
 def test_hundreds_of_words_a_second(supply):
-  import time
-
   examples(supply, 400)
   start = time.process_time()
   made = examples(supply, 400, seed=1)

@@ -201,6 +201,10 @@ class TypographyPhrases:
       for start, end in typesetting.wrap(string, script, length):
         pieces.append(string[start:end])
         spans.append(_inside(place, string, start, end))
+    transcription = caption_writer.plain(pieces)
+    if len(transcription.encode("utf-8")) > self.max_bytes:
+      # Ends of lines between letters came to it.
+      raise typography.Illegible(f"more than {self.max_bytes} bytes")
     made = typesetting.compose(
       pieces, script, style, self.height, self.width, language=code
     )
@@ -211,7 +215,7 @@ class TypographyPhrases:
       language=code,
       regions=typesetting.regions(made, spans, _BOXES[self.boxes]),
       style=typesetting.numbers(made, style, script),
-      transcription=caption_writer.plain(pieces),
+      transcription=transcription,
     )
 
   def _caption(
