@@ -143,7 +143,7 @@ def _libraries() -> _Libraries:
 # -- What a page may refer to ------------------------------------------------
 
 
-def _no_fetcher(name: str) -> Any:
+def _no_fetcher() -> Any:
   """WeasyPrint's way to other files: none, but small pictures in data:."""
   weasyprint = _libraries().weasyprint
   base: Any = weasyprint.urls.URLFetcher
@@ -162,7 +162,6 @@ def _no_fetcher(name: str) -> Any:
 
     __call__ = fetch
 
-  del name
   return Fetcher()
 
 
@@ -286,13 +285,23 @@ def _lay_out(
 ) -> Any:
   made = _libraries()
   weasyprint = made.weasyprint
-  sheet = f"@page {{ size: {width}px {height}px !important }}"
+  # Paper's margins are not a screen's; a document may have its own.
+  sheet = f"@page {{ size: {width}px {height}px !important; margin: 0 }}"
   if root is not None:
     sheet += f"html {{ font-size: {root:.4f}px !important }}"
-  fetcher = _no_fetcher(name)
+  fetcher = _no_fetcher()
+  try:
+    # What can be UTF-8 is, whatever it says or does not say.
+    source.decode("utf-8-sig")
+    encoding = "utf-8"
+  except UnicodeDecodeError:
+    encoding = None
   try:
     return weasyprint.HTML(
-      file_obj=io.BytesIO(source), base_url="about:blank", url_fetcher=fetcher
+      file_obj=io.BytesIO(source),
+      encoding=encoding,
+      base_url="about:blank",
+      url_fetcher=fetcher,
     ).render(
       font_config=made.fonts,
       stylesheets=[weasyprint.CSS(string=sheet, url_fetcher=fetcher)],

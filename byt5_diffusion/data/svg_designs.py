@@ -246,7 +246,7 @@ class Canvas:
       position += len(word) + 1
     for name, start, end in spans:
       points = [
-        apply(compose(matrix, own), px, py)
+        apply(own, px, py)
         for glyph, own in placed
         if glyph.box is not None and start <= glyph.start < end
         for px in (glyph.box.left, glyph.box.right)
@@ -255,6 +255,10 @@ class Canvas:
       if not points:
         continue
       xs, ys = zip(*points, strict=True)
+      left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
+      corners = ((left, top), (right, top), (right, bottom), (left, bottom))
+      polygon = tuple(apply(matrix, px, py) for px, py in corners)
+      xs, ys = zip(*polygon, strict=True)
       if min(*xs, *ys) < 0 or max(xs) > self.width or max(ys) > self.height:
         raise CannotPlace(line.text)
       self.regions.append(
@@ -262,6 +266,7 @@ class Canvas:
           label=name,
           text=line.text[start:end],
           box=(min(xs), min(ys), max(xs), max(ys)),
+          polygon=() if matrix == IDENTITY else polygon,
           vertical=line.vertical,
         )
       )

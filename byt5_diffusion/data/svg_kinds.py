@@ -315,6 +315,38 @@ def banner(c: svg.Canvas) -> None:
   c.numbers["vertical"] = float(w.vertical)
 
 
+def poem(c: svg.Canvas) -> None:
+  """A title and lines: in East Asia columns, from right to left."""
+  w, s = c.writer, c.style
+  c.kind, c.width, c.height = "page", 480, 480
+  svg.background(c, pages.css(s.paper))
+  c.add(
+    '<rect x="22" y="22" width="436" height="436" fill="none" '
+    f'stroke="{pages.css(s.accent)}" stroke-width="5"/>'
+  )
+  ink, strong = pages.css(s.ink), pages.css(s.strong)
+  count = int(w.rng.integers(3, 7))
+  title = c.fitting(lambda: w.words(1, 2), 42, 360)
+  if w.vertical:
+    step = 330 / count
+    c.text(title, 412, 50, 40, strong, anchor="start", vertical=True, most=380)
+    for i in range(count):
+      x, line = 412 - 42 - step * (i + 0.5), w.words(2, 4)
+      c.text(
+        line, x, 82, 30, ink, anchor="start", bold=False, vertical=True,
+        most=350,
+      )  # fmt: skip
+  else:
+    step = 310 / count
+    c.text(title, 240, 92, 42, strong, most=380)
+    for i in range(count):
+      line = c.fitting(lambda: w.words(2, 5), 27, 390)
+      c.text(line, 240, 132 + step * (i + 0.6), 27, ink, bold=False, most=390)
+  c.quoted.append(title)
+  _head(c, 40, s.paper, s.strong)
+  c.numbers["vertical"] = float(w.vertical)
+
+
 def _head(
   c: svg.Canvas, size: float, paper: pages.Color, ink: pages.Color
 ) -> None:
@@ -348,4 +380,5 @@ DESIGNS: dict[str, tuple[Maker, float]] = {
   "icons": (icons, 1),
   "ribbon": (ribbon, 1.5),
   "banner": (banner, 1.5),
+  "poem": (poem, 1.5),
 }
