@@ -176,6 +176,22 @@ def test_a_scene_quotes_what_is_legible_and_hides_the_rest(
     scene_text.scenes(**plain(folder, max_illegible=0.1))
 
 
+def test_the_largest_writing_is_quoted(tmp_path: pathlib.Path) -> None:
+  """In the order of reading; no marks alone, and nothing long."""
+  heights = {"small": 10, "big": 20, "- * -": 40, "Bigger": 30, "x" * 81: 50}
+  top, lines = 0, []
+  for said, height in heights.items():
+    outline = ((0, top), (90, top), (90, top + height), (0, top + height))
+    top += height
+    lines.append(hiertext_word(outline, said))
+  folder = hiertext_folder(tmp_path, lines)
+  picture(folder / "train" / "0006a5.jpg", {}, size=(120, 200))
+  [one] = only(scene_text.scenes(**plain(folder, max_quotes=2)))
+  assert quotes.strings(one.text) == ["big", "Bigger"]
+  assert one.transcription is not None
+  assert one.transcription.split("\n") == list(heights)
+
+
 def test_masks_and_boxes_of_a_scene(tmp_path: pathlib.Path) -> None:
   folder = hiertext_folder(tmp_path, two_lines())
   [one] = only(scene_text.scenes(**plain(folder)))
@@ -384,6 +400,7 @@ def test_crops_are_turned_upright(degrees: int, mirrored: bool) -> None:
   draw.polygon(outline, fill=RED)
   draw.polygon(half(outline), fill=BLUE)
   given = (outline[0], *outline[:0:-1]) if mirrored else outline
+  assert outlines.checked(given) == outline
   crop = outlines.cut(np.array(image), outlines.checked(given))
   height, width = crop.pixels.shape[:2]
   assert abs(width - 120) <= 2 and abs(height - 30) <= 2
@@ -418,6 +435,12 @@ def test_a_curve_gets_the_smallest_rectangle() -> None:
   # A hand-drawn outline begins anywhere; writing is taken to be upright.
   shifted = (*curve[2:], *curve[:2])
   np.testing.assert_allclose(outlines.upright(shifted), turned, atol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 200])
+def test_writing_is_as_high_when_it_is_turned(degrees: int) -> None:
+  outline = quad((100, 100), 120, 30, math.radians(degrees))
+  assert outlines.thickness(outline) == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
@@ -599,16 +622,16 @@ def test_parts_of_a_page_stay_in_one_split(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("language", [*descriptions.WORDINGS, "th"])
-@pytest.mark.parametrize("kind", descriptions.KINDS)
-def test_captions_quote_to_the_letter(language: str, kind: str) -> None:
+def test_captions_quote_to_the_letter(language: str) -> None:
   """What is quoted is found again by the marks, in every language."""
   strings = ["OPEN 24/7", "営業中", "ß"]
-  for seed in range(4):
-    caption = descriptions.write(kind, strings, language, seed)
-    raw = caption.text.encode("utf-8")
-    assert [raw[a:b].decode("utf-8") for a, b in caption.spans] == strings
-    assert quotes.strings(caption.text) == strings
-    assert caption == descriptions.write(kind, strings, language, seed)
+  for kind in descriptions.KINDS:
+    for seed in range(4):
+      caption = descriptions.write(kind, strings, language, seed)
+      raw = caption.text.encode("utf-8")
+      assert [raw[a:b].decode("utf-8") for a, b in caption.spans] == strings
+      assert quotes.strings(caption.text) == strings
+      assert caption == descriptions.write(kind, strings, language, seed)
 
 
 def test_captions_are_in_the_language_of_the_text_or_english() -> None:

@@ -84,6 +84,15 @@ def box(corners: Outline) -> annotated.Box:
   return (min(xs), min(ys), max(xs), max(ys))
 
 
+def thickness(corners: Outline) -> float:
+  """How high its writing is, or how wide if it runs from top to bottom."""
+  if len(corners) == 4:
+    a, b, c = corners[:3]
+    return min(math.dist(a, b), math.dist(b, c))
+  left, top, right, bottom = box(corners)
+  return min(right - left, bottom - top)
+
+
 def inside(corners: Outline, size: tuple[int, int]) -> Outline:
   """The outline with corners outside of the picture drawn to its edge.
 

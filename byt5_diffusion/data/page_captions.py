@@ -25,8 +25,7 @@ def largest(page: written_pages.Page, count: int) -> list[int]:
   """The `count` marks with the tallest writing, in reading order."""
 
   def height(number: int) -> float:
-    left, top, right, bottom = outlines.box(page.marks[number].outline)
-    return min(right - left, bottom - top)
+    return outlines.thickness(page.marks[number].outline)
 
   chosen = sorted(quotable(page), key=height, reverse=True)[:count]
   return sorted(chosen)

@@ -4,10 +4,8 @@ Pictures are looked up by name (data/picture_folder.py), and decoded once for
 all the crops that are asked for one behind the other.
 """
 
-import collections
 import dataclasses
 import hashlib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -23,12 +21,13 @@ from byt5_diffusion.data import (
   order,
   outlines,
   page_captions,
+  page_languages,
   page_listing,
   picture_folder,
   written_pages,
 )
 
-_VERSION = "pages 2"
+_VERSION = "pages 3"
 _SPLITS = ("", *written_pages.SPLITS)
 _PAGE_BYTES = 12 * 2**20  # Of a decoded picture, about.
 
@@ -151,7 +150,8 @@ class PageSupply:
     ends: list[int] = []
     shown = tqdm.tqdm(pages, f"reading {self.name}", unit=" p", disable=None)
     for page in shown:
-      page = self._with_language(page)
+      if self._form.identify:
+        page = page_languages.identified(page, self._form.min_confidence)
       listing.note(page)
       entries = self._entries(page, listing)
       if not entries:
@@ -213,29 +213,6 @@ class PageSupply:
     except outlines.BadOutline as error:
       raise images.BadImage(key, str(error)) from None
 
-  def _with_language(self, page: written_pages.Page) -> written_pages.Page:
-    """Looks for the languages of what says none, script by script."""
-    if not self._form.identify:
-      return page
-    unknown: dict[str, list[int]] = {}
-    for number in page.readable:
-      if page.marks[number].language == languages.UNKNOWN:
-        script = _script(page.marks[number].text)
-        unknown.setdefault(script, []).append(number)
-    found = {}
-    for script, numbers in unknown.items():
-      said = "\n".join(page.marks[number].text for number in numbers)
-      code, confidence = languages.identify(said)
-      if script and confidence >= self._form.min_confidence:
-        found[script] = code
-    marks = tuple(
-      mark._replace(language=found[_script(mark.text)])
-      if mark.language == languages.UNKNOWN and _script(mark.text) in found
-      else mark
-      for mark in page.marks
-    )
-    return dataclasses.replace(page, marks=marks)
-
   def _entries(
     self, page: written_pages.Page, listing: page_listing.Listing
   ) -> list[tuple[int, int]]:
@@ -258,10 +235,9 @@ class PageSupply:
 
   def _unreadable(self, mark: written_pages.Mark) -> str:
     """Why a mark becomes no example, "" if it does."""
-    left, top, right, bottom = outlines.box(mark.outline)
     if not mark.legible or not mark.text.strip():
       return "illegible"
-    if min(right - left, bottom - top) < self._form.min_side:
+    if outlines.thickness(mark.outline) < self._form.min_side:
       return "too small"
     return self._too_long(mark.text)
 
@@ -339,17 +315,6 @@ class PageSupply:
       style=_style([mark]),
       transcription=mark.text,
     )
-
-
-def _script(text: str) -> str:
-  """What most letters are called by Unicode: "LATIN", "ARABIC"; "" for none."""
-  names = collections.Counter(
-    unicodedata.name(one, "").partition(" ")[0].partition("-")[0]
-    for one in text
-    if one.isalpha()
-  )
-  most = names.most_common(1)[0][0] if names else ""
-  return "CJK" if most in ("HIRAGANA", "KATAKANA") else most
 
 
 def _area(outline: outlines.Outline) -> float:
