@@ -164,11 +164,11 @@ def test_no_text_is_longer_than_is_said():
   for code in ("ja", "km", "th", "zh"):
     if code not in opened.codes:
       continue
-    for example in examples(opened, 60, language=code):
+    for example in examples(opened, 25, language=code):
       assert len(example.text.encode("utf-8")) <= 60
       assert len(example.transcription.encode("utf-8")) <= 60
       ends += example.transcription.count("\n")
-  assert ends > 20 or not {"ja", "km", "th", "zh"} & set(opened.codes)
+  assert ends > 10 or not {"ja", "km", "th", "zh"} & set(opened.codes)
 
 
 def test_options_do_what_they_say():
