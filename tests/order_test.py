@@ -1,6 +1,5 @@
 """Orders of examples that need no list of them, and streams that keep them."""
 
-
 import numpy as np
 import pytest
 
@@ -53,6 +52,12 @@ def test_a_window_has_few_blocks():
   assert blocks != sorted(blocks)
   # Rows of the window's blocks are mixed, not one block after another.
   assert (np.diff(found[:400]) != 0).mean() > 0.5
+
+
+def test_windows_are_not_mixed_alike():
+  orders = _order([100] * 10, window_examples=100)
+  found = (orders.examples(1, range(1000)) % 100).reshape(10, 100)
+  assert len({tuple(window) for window in found.tolist()}) == 10
 
 
 def test_a_window_is_bounded_by_memory_too():

@@ -24,17 +24,21 @@ def _picture(number: int) -> bytes:
   return raw.getvalue()
 
 
-def rows(count: int) -> list[dict]:
-  """Numbered rows of a picture and its caption."""
+def rows(count: int, broken: tuple[int, ...] = ()) -> list[dict]:
+  """Numbered rows of a picture and its caption; some pictures are none."""
   return [
-    {"__key__": f"{i:05d}", "png": _picture(i), "txt": f"number {i}".encode()}
+    {
+      "__key__": f"{i:05d}",
+      "png": b"none" if i in broken else _picture(i),
+      "txt": f"number {i}".encode(),
+    }
     for i in range(count)
   ]
 
 
-def write(kind: str, folder, count: int) -> None:
+def write(kind: str, folder, count: int, broken: tuple[int, ...] = ()) -> None:
   """Three files of a format with `count` rows together."""
-  for i, part in enumerate(np.array_split(rows(count), 3)):
+  for i, part in enumerate(np.array_split(rows(count, broken), 3)):
     table_files.WRITERS[kind](folder / f"{i:05d}.{kind}", list(part))
 
 

@@ -500,6 +500,13 @@ def test_bad_rows_of_text_are_named_and_lose_no_others(tmp_path):
   assert table.columns == ("a", "b")
 
 
+def test_quotes_that_are_wrong_are_bad_rows(tmp_path):
+  (tmp_path / "a.csv").write_text('a,b\n1,"x"y\n2,"z"\n3,"never closed\n')
+  problems = _problems(tables.open_table(tmp_path))
+  assert set(problems) == {0, 2}
+  assert problems[0][1].startswith("not a row: ")
+
+
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
 def test_other_encodings_are_named(kind, tmp_path):
   _write(kind, tmp_path / f"a.{kind}")
@@ -570,7 +577,8 @@ def test_packed_rows_that_are_lost_are_packed_again(tmp_path):
 def test_row_groups_are_decoded_once_and_within_bounds(tmp_path, monkeypatch):
   cache = block_cache.BlockCache(max_bytes=30_000)
   monkeypatch.setattr(block_cache, "SHARED", cache)
-  table = pyarrow.table({"a": [b"x" * 1000] * 100, "b": list(range(100))})
+  texts = [bytes([i]) * 1000 for i in range(100)]
+  table = pyarrow.table({"a": texts, "b": list(range(100))})
   pyarrow.parquet.write_table(
     table, tmp_path / "a.parquet", row_group_size=10, use_dictionary=False
   )
@@ -587,6 +595,7 @@ def test_row_groups_are_decoded_once_and_within_bounds(tmp_path, monkeypatch):
   for i in range(100):
     assert rows.read(i)["b"] == i
     assert cache.num_bytes <= 30_000
+  assert cache.num_bytes > 15_000
   assert [group for group, _ in made] == list(range(10))
   made.clear()
   few = tables.open_table(tmp_path, columns=("b",))
