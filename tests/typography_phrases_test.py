@@ -64,7 +64,7 @@ def test_every_language_can_be_written(code, supply):
 
 def test_languages_come_by_mc4s_shares(supply):
   found = collections.Counter(
-    phrases.language_at("train", 0, index, supply.codes) for index in range(300)
+    phrases.language_at("train", 0, index, supply.codes) for index in range(150)
   )
   drawn = collections.Counter(e.language for e in examples(supply, 150))
   assert drawn == found
