@@ -113,7 +113,12 @@ def _moved(
   if right <= left or bottom <= top:
     return None
   span = spans.get(region.text) if region.label == "line" else None
-  return dataclasses.replace(region, box=(left, top, right, bottom), span=span)
+  return dataclasses.replace(
+    region,
+    box=(left, top, right, bottom),
+    polygon=tuple((x * scale, y * scale) for x, y in region.polygon),
+    span=span,
+  )
 
 
 def _numbers(canvas: svg_designs.Canvas) -> dict[str, float]:

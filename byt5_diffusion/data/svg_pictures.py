@@ -22,6 +22,7 @@ _REFUSED = {"script", "foreignobject", "include", "iframe", "handler", "audio"}
 _REFUSED |= {"video", "embed", "object", "set", "animate", "animatetransform"}
 _URL = re.compile(r"url\(\s*['\"]?\s*([^)'\"\s]*)", re.IGNORECASE)
 # Filters and patterns are drawn at sizes that the file says.
+_PLAIN = "Noto Sans"
 _SIZES = ("width", "height", "viewbox", "stddeviation", "scale")
 _MAX_NUMBER = 1e7
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", re.IGNORECASE)
@@ -196,6 +197,11 @@ def draw(
       svg_string=decoded,
       background="white",
       skip_system_fonts=True,
+      # What names no family, or one that is not here.
+      font_family=_PLAIN,
+      serif_family=_PLAIN,
+      sans_serif_family=_PLAIN,
+      monospace_family=_PLAIN,
       width=width,
       height=height,
       font_files=list(files),
