@@ -26,7 +26,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import byt5_diffusion.tasks
 from byt5_diffusion.data import mixture, native_logs, seqio_tasks, supplies
 
 with native_logs.quiet():
@@ -137,13 +136,12 @@ def _maker(task: str) -> supplies.Maker:
 @functools.cache
 def _tables() -> list[Mapping[str, supplies.Kind]]:
   """The tables of all families."""
+  package = __name__.rpartition(".")[0]
   names = sorted(
-    module.name
-    for module in pkgutil.iter_modules(byt5_diffusion.tasks.__path__)
-    if f"{byt5_diffusion.tasks.__name__}.{module.name}" != __name__
+    f"{package}.{module.name}"
+    for module in pkgutil.iter_modules(
+      importlib.import_module(package).__path__
+    )
   )
-  modules = (
-    importlib.import_module(f"{byt5_diffusion.tasks.__name__}.{name}")
-    for name in names
-  )
+  modules = [importlib.import_module(n) for n in names if n != __name__]
   return [found for m in modules if (found := getattr(m, "TABLE", None))]

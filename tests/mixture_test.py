@@ -244,3 +244,22 @@ def test_a_million_ids_of_a_mixture():
   facts = language_report.count(places, made, "train")
   assert facts["total_variation"] <= 0.006
   assert max(row["repeats_max"] for row in facts["languages"]) <= 4
+
+
+@pytest.mark.slow
+def test_inspect_counts_a_million_ids_of_a_recipe(capsys, monkeypatch):
+  monkeypatch.undo()  # Of the fake tables.
+  cli.main(
+    [
+      "inspect",
+      "experiments/small_multilingual.gin",
+      "--gin.MODEL_DIR='unused'",
+      "--languages",
+      "--json",
+    ]
+  )
+  facts = json.loads(capsys.readouterr().out)
+  assert facts["ids"] == 1_000_000
+  assert facts["total_variation"] <= 0.006
+  assert all(row["count"] for row in facts["languages"])
+  assert facts["sources"][0]["repeats_max"] == 1
