@@ -16,9 +16,12 @@ from byt5_diffusion.data import (
   document_supplies,
   documents,
   docvqa,
+  fonts,
   images,
   json_stream,
   layout_text,
+  paragraphs,
+  rasterizers,
   reading_order,
   rejections,
 )
@@ -26,6 +29,8 @@ from byt5_diffusion.data import (
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
+  # Fonts lie in the cache, too.
+  monkeypatch.setenv("BYT5_DIFFUSION_FONTS", str(fonts.cache_dir()))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -616,6 +621,8 @@ def test_a_question_stands_above_its_page(tmp_path):
 )
 @pytest.mark.parametrize("width", [40, 400])
 def test_a_header_is_as_wide_as_the_page(question, width):
+  if rasterizers.lacking(question, paragraphs.fonts_of(question)):
+    pytest.skip("no font here has its characters")
   header = docvqa.header(question, width)
   assert header.shape[1:] == (width, 3)
   assert header.min() < 128
