@@ -116,7 +116,7 @@ def only(
   return [supply.read(split, i) for i in range(supply.sizes[split])]
 
 
-def plain(path: pathlib.Path, **options: object) -> dict[str, object]:
+def plain(path: pathlib.Path | str, **options: object) -> dict[str, object]:
   return {"path": str(path), "identify": False, **options}
 
 
@@ -292,6 +292,14 @@ def test_mlt(tmp_path: pathlib.Path) -> None:
   assert one.language == "ko"
   assert [region.legible for region in one.regions] == [True, False]
   assert one.key == "mlt/img_00001"
+
+
+def test_words_that_are_listed_twice(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "gt_img_1.txt"
+  path.write_text("1,2,9,2,9,9,1,9,a\n1,2,9,2,9,9,1,9,b\n1,2,9,2,9,9,1,9,a\n")
+  [page] = icdar.pages(files.find(str(path)), "icdar15")
+  assert [mark.text for mark in page.marks] == ["a", "b"]
+  assert page.problems == (("line 3", "listed twice"),)
 
 
 def test_icdar15_is_told_from_mlt(tmp_path: pathlib.Path) -> None:
@@ -582,6 +590,19 @@ def test_json_objects_are_read_one_by_one(tmp_path: pathlib.Path) -> None:
   path.write_text('{"a": {"x": 1, "y": [2]}, "b": {}, "c": [3], "d": 4}')
   found = list(json_stream.elements(path, ["a", "b", "c"]))
   assert found == [("a", ("x", 1)), ("a", ("y", [2])), ("c", 3)]
+
+
+def test_data_behind_an_address(tmp_path: pathlib.Path) -> None:
+  fsspec = pytest.importorskip("fsspec")
+  folder = hiertext_folder(tmp_path, two_lines())
+  memory = fsspec.filesystem("memory")
+  memory.put(str(folder), "/scenes/hiertext", recursive=True)
+  supply = scene_text.words(**plain("memory://scenes/hiertext"))
+  near = scene_text.words(**plain(folder))
+  for far, close in zip(only(supply), only(near), strict=True):
+    assert far.key == close.key and far.text == close.text
+    np.testing.assert_array_equal(far.image, close.image)
+  memory.rm("/scenes", recursive=True)
 
 
 def test_files_of_windows_and_separators(tmp_path: pathlib.Path) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from byt5_diffusion.data import (
+  files,
   json_stream,
   outlines,
   reading_order,
@@ -31,7 +32,9 @@ _SETS = {"train": "train", "val": "validation", "test": "test"}
 _OUTLINES = ("points", "mask")
 
 
-def pages(path: str | os.PathLike[str]) -> Iterator[written_pages.Page]:
+def pages(
+  path: str | os.PathLike[str] | files.File,
+) -> Iterator[written_pages.Page]:
   """The pages of one file, in the order of its "imgs".
 
   Raises:
@@ -41,7 +44,8 @@ def pages(path: str | os.PathLike[str]) -> Iterator[written_pages.Page]:
   words: dict[str, list[bytes]] = {}
   for key, element in json_stream.elements(path, ["imgs", "anns"]):
     if not isinstance(element, tuple):
-      raise json_stream.BrokenJson(f"{path}: {key!r} is no object of objects.")
+      where = path.path if isinstance(path, files.File) else path
+      raise json_stream.BrokenJson(f"{where}: {key!r} is no object of objects.")
     name, value = element
     if key == "imgs":
       pictures[name] = value

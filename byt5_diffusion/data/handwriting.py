@@ -129,7 +129,7 @@ def _of_xml(
   for file in found:
     key = posixpath.splitext(file.name)[0]
     try:
-      yield page_xml.page(file.path, key, language)
+      yield page_xml.page(file, key, language)
     except xml_trees.BrokenXml as error:
       draft = written_pages.Draft(key, key)
       draft.note("file", str(error).removeprefix(f"{file.path}: "))

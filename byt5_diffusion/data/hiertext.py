@@ -14,16 +14,19 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from byt5_diffusion.data import json_stream, outlines, written_pages
+from byt5_diffusion.data import files, json_stream, outlines, written_pages
 
 
-def pages(path: str | os.PathLike[str]) -> Iterator[written_pages.Page]:
+def pages(
+  path: str | os.PathLike[str] | files.File,
+) -> Iterator[written_pages.Page]:
   """The pages of one file.
 
   Raises:
     json_stream.BrokenJson, OSError: the file as a whole cannot be used.
   """
-  split = written_pages.split_of(os.path.basename(os.fspath(path)))
+  name = path.path if isinstance(path, files.File) else os.fspath(path)
+  split = written_pages.split_of(os.path.basename(name))
   found = json_stream.elements(path, ["annotations"])
   for number, (_, annotation) in enumerate(found):
     yield _page(annotation, f"annotation {number}", split)

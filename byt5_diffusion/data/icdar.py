@@ -214,14 +214,17 @@ def _add(draft: written_pages.Draft, words: list[_Word]) -> None:
       )
 
 
-def xml_pages(path: str | os.PathLike[str]) -> Iterator[written_pages.Page]:
+def xml_pages(
+  path: str | os.PathLike[str] | files.File,
+) -> Iterator[written_pages.Page]:
   """The pages of Street View Text's XML.
 
   Raises:
     xml_trees.BrokenXml: the file as a whole cannot be used.
   """
   tree = xml_trees.read(path)
-  split = written_pages.split_of(os.path.basename(os.fspath(path)))
+  file = path.path if isinstance(path, files.File) else os.fspath(path)
+  split = written_pages.split_of(os.path.basename(file))
   for number, image in enumerate(tree.iter("image")):
     name = (image.findtext("imageName") or "").strip()
     draft = written_pages.Draft(

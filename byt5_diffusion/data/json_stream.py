@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
+from byt5_diffusion.data import files
+
 _CHUNK = 2**20  # Characters read at a time.
 MAX_ELEMENT = 2**22  # Characters of one element.
 MAX_FILE = 2**24  # Bytes of a file that is read whole.
@@ -45,13 +47,19 @@ def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE) -> Any:
     raise BrokenJson(f"{path}: is no JSON ({error}).") from None
 
 
+def _open(path: str | os.PathLike[str] | files.File) -> BinaryIO:
+  if isinstance(path, files.File):
+    return path.open()
+  return pathlib.Path(path).open("rb")
+
+
 def elements(
-  path: str | os.PathLike[str], keys: Collection[str]
+  path: str | os.PathLike[str] | files.File, keys: Collection[str]
 ) -> Iterator[tuple[str, Any]]:
   """(key, element) of the lists `keys` of a file whose value is an object.
 
   Args:
-    path: the file; packed by gzip, or not.
+    path: the file, maybe one behind an address; packed by gzip, or not.
     keys: of the lists; the object's other members are passed by. If one is an
       object itself, its elements are pairs (name, value).
 
@@ -60,7 +68,8 @@ def elements(
       element is longer than MAX_ELEMENT.
     OSError: it cannot be read.
   """
-  with pathlib.Path(path).open("rb") as raw:
+  name = path.path if isinstance(path, files.File) else os.fspath(path)
+  with _open(path) as raw:
     packed = raw.read(2) == _GZIP
     raw.seek(0)
     unpacked = gzip.GzipFile(fileobj=raw) if packed else raw
@@ -68,11 +77,11 @@ def elements(
     try:
       yield from _members(_Parser(file), keys)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-      raise BrokenJson(f"{path}: what gzip packed is broken.") from None
+      raise BrokenJson(f"{name}: what gzip packed is broken.") from None
     except UnicodeDecodeError:
-      raise BrokenJson(f"{path}: is not UTF-8.") from None
+      raise BrokenJson(f"{name}: is not UTF-8.") from None
     except BrokenJson as error:
-      raise BrokenJson(f"{path}: {error}") from None
+      raise BrokenJson(f"{name}: {error}") from None
 
 
 def _members(

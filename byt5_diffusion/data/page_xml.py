@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from byt5_diffusion.data import (
+  files,
   languages,
   outlines,
   written_pages,
@@ -38,7 +39,7 @@ def is_page(head: bytes) -> bool:
 
 
 def page(
-  path: str | os.PathLike[str], key: str, language: str = ""
+  path: str | os.PathLike[str] | files.File, key: str, language: str = ""
 ) -> written_pages.Page:
   """The page of one file.
 
@@ -50,11 +51,12 @@ def page(
   Raises:
     xml_trees.BrokenXml: the file as a whole cannot be used.
   """
+  file = path.path if isinstance(path, files.File) else os.fspath(path)
   found = xml_trees.read(path).find("Page")
   if found is None:
-    raise xml_trees.BrokenXml(f"{path}: has no Page: is no PAGE-XML")
+    raise xml_trees.BrokenXml(f"{file}: has no Page: is no PAGE-XML")
   name = found.get("imageFilename", "").replace("\\", "/")
-  name = name or os.path.splitext(os.path.basename(os.fspath(path)))[0]
+  name = name or os.path.splitext(os.path.basename(file))[0]
   draft = written_pages.Draft(key, name, written_pages.split_of(key))
   spoken = language or _language(found)
   for region in _regions(found):

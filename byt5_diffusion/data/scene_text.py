@@ -42,10 +42,12 @@ _KEY = re.compile(r'"(\w{1,40})"\s*:')
 _Pages = Callable[[list[files.File]], Iterator[written_pages.Page]]
 
 
-def _of_json(module: Callable[[str], Iterator[written_pages.Page]]) -> _Pages:
+def _of_each(
+  read: Callable[[files.File], Iterator[written_pages.Page]],
+) -> _Pages:
   def pages(found: list[files.File]) -> Iterator[written_pages.Page]:
     for file in found:
-      yield from module(file.path)
+      yield from read(file)
 
   return pages
 
@@ -55,10 +57,10 @@ def _of_text(kind: str) -> _Pages:
 
 
 FORMATS: Mapping[str, _Pages] = {
-  "hiertext": _of_json(hiertext.pages),
-  "textocr": _of_json(coco_text.pages),
-  "coco_text": _of_json(coco_text.pages),
-  "svt": _of_json(icdar.xml_pages),
+  "hiertext": _of_each(hiertext.pages),
+  "textocr": _of_each(coco_text.pages),
+  "coco_text": _of_each(coco_text.pages),
+  "svt": _of_each(icdar.xml_pages),
   **{kind: _of_text(kind) for kind in icdar.FORMATS},
 }
 

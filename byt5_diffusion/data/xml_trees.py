@@ -12,6 +12,8 @@ from typing import NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from byt5_diffusion.data import files
+
 MAX_BYTES = 2**26
 MAX_DEPTH = 64
 MAX_ELEMENTS = 1_000_000
@@ -22,28 +24,29 @@ class BrokenXml(ValueError):
 
 
 def read(
-  path: str | os.PathLike[str], max_bytes: int = MAX_BYTES
+  path: str | os.PathLike[str] | files.File, max_bytes: int = MAX_BYTES
 ) -> ElementTree.Element:
-  """The tree of a file; see `parse`.
+  """The tree of a file, maybe one behind an address; see `parse`.
 
   Raises:
     BrokenXml: whatever is wrong with it; names the file.
   """
+  name = path.path if isinstance(path, files.File) else os.fspath(path)
   try:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-      raise BrokenXml("is no regular file")
-    with pathlib.Path(path).open("rb") as file:
-      raw = file.read(max_bytes + 1)
-  except OSError as error:
-    raise BrokenXml(f"{path}: {error.strerror}") from None
-  except BrokenXml as error:
-    raise BrokenXml(f"{path}: {error}") from None
-  if len(raw) > max_bytes:
-    raise BrokenXml(f"{path}: more than {max_bytes} bytes")
-  try:
+    if isinstance(path, files.File):
+      raw = path.read(0, max_bytes + 1)
+    else:
+      if not stat.S_ISREG(os.stat(path).st_mode):
+        raise BrokenXml("is no regular file")
+      with pathlib.Path(path).open("rb") as file:
+        raw = file.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+      raise BrokenXml(f"more than {max_bytes} bytes")
     return parse(raw)
+  except OSError as error:
+    raise BrokenXml(f"{name}: {error.strerror}") from None
   except BrokenXml as error:
-    raise BrokenXml(f"{path}: {error}") from None
+    raise BrokenXml(f"{name}: {error}") from None
 
 
 def parse(raw: bytes) -> ElementTree.Element:
