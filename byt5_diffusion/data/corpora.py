@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import heapq
 import json
+import math
 import re
 import unicodedata
 import zlib
@@ -28,7 +29,14 @@ import numpy as np
 import regex
 import tqdm
 
-from byt5_diffusion.data import cldr, files, languages, phrases, words
+from byt5_diffusion.data import (
+  cldr,
+  files,
+  languages,
+  phrases,
+  typesetting,
+  words,
+)
 from byt5_diffusion.data import text as texts
 
 _MAX_LINE = 1 << 20  # Bytes; what is behind them on a line is not read.
@@ -83,19 +91,23 @@ class Cutter:
         waiting.pop(0)
 
   def _unspaced(self, sentence: str) -> Iterator[str]:
+    """Clauses; longer ones in parts of the same length."""
     for clause in _CLAUSES.split(sentence):
-      clusters = texts.graphemes(clause.strip())
-      while clusters:
-        wanted = 2 + zlib.crc32("".join(clusters[:3]).encode()) % max(
-          1, self.max_graphemes // 2 - 1
-        )
-        taken = "".join(clusters[:wanted]).strip()
-        clusters = clusters[wanted:]
-        if taken:
+      units = typesetting.unbroken(clause.strip())
+      length = self._length(clause)
+      wanted = math.ceil(length / self.max_graphemes)
+      start = 0
+      for number in range(1, wanted + 1):
+        end = round(len(units) * number / wanted)
+        taken = "".join(units[start:end]).strip()
+        start = end
+        if taken and self._length(taken) <= self.max_graphemes:
           yield taken
 
-  @staticmethod
-  def _length(text: str) -> int:
+  def _length(self, text: str) -> int:
+    # Clusters are no more than characters, which are counted sooner.
+    if len(text) <= self.max_graphemes:
+      return len(text)
     return len(texts.graphemes(text))
 
 
@@ -107,13 +119,17 @@ class _Kept:
     self._heap: list[tuple[int, str, str]] = []
     self._known: set[int] = set()
 
-  def add(self, phrase: str, script: str) -> None:
+  def add(self, phrase: str, code: str) -> None:
+    """Keeps a phrase of a language, if it is one of those."""
     digest = hashlib.blake2b(
       phrase.encode("utf-8"), digest_size=8, person=b"corpus"
     ).digest()
     number = -int.from_bytes(digest, "big")
     full = len(self._heap) >= self._limit
     if number in self._known or (full and number <= self._heap[0][0]):
+      return
+    script = _script(phrase, code)
+    if not script:
       return
     self._known.add(number)
     heapq.heappush(self._heap, (number, phrase, script))
@@ -143,7 +159,7 @@ class Corpus:
   language: str = ""
   cutter: Cutter = Cutter()
   phrases_per_language: int = 10_000
-  max_megabytes: float = 1024.0
+  max_megabytes: float = 256.0
 
   def __post_init__(self) -> None:
     if self.language and languages.row(self.language) < 0:
@@ -177,8 +193,7 @@ class Corpus:
           continue
         pool = kept.setdefault(code, _Kept(self.phrases_per_language))
         for phrase in self.cutter.phrases(text, _usual(code)):
-          if script := _script(phrase, code):
-            pool.add(phrase, script)
+          pool.add(phrase, code)
     found = {code: pool.sorted() for code, pool in sorted(kept.items())}
     found = {code: pool for code, pool in found.items() if _enough(pool)}
     if not found:

@@ -38,10 +38,11 @@ _WORD = re.compile(r"\S+")
 _KEPT = regex.compile(r"\S+(?:(?:(?<=\d)\s+|\s+(?=\p{Sc}))\S+)*")
 _GAP = 0.08  # em, the least between the ink of two lines.
 # The least that stays on one line without spaces: a grapheme cluster or a
-# number or a Latin word, with opening marks before and closing ones behind it.
+# number or a Latin word, with opening marks before it, closing ones behind it,
+# and Thai and Lao vowels on the side where their consonant stands.
 _UNBROKEN = regex.compile(
-  r"\s*[\p{Ps}\p{Pi}]*(?:[\p{Latin}\p{Nd}.,:/-]+|\X)"
-  r"[\p{Pe}\p{Pf}\p{Po}%ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ]*"
+  r"\s*[\p{Ps}\p{Pi}]*(?:[\p{Latin}\p{Nd}.,:/-]+|[เแโใไເແໂໃໄ]*\X)"
+  r"[\p{Pe}\p{Pf}\p{Po}%ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョะาๅๆະາຽໆ]*\s*"
 )
 
 
@@ -148,6 +149,11 @@ def compose(
   coverage = shaping.draw(glyphs, height, width, scale)
   image = typography.blend(coverage, np.array(style.ink), np.array(style.paper))
   return Composition(image, placed, scale, leading)
+
+
+def unbroken(text: str) -> list[str]:
+  """Text without spaces between words, in the least parts of a line."""
+  return _UNBROKEN.findall(text)
 
 
 def wrap(text: str, script: str, per_line: int) -> list[tuple[int, int]]:

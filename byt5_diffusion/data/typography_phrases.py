@@ -289,7 +289,7 @@ def open_phrases(
   smallest: float = 0.08,
   largest: float = 0.6,
   language: str = "",
-  max_megabytes: float = 1024.0,
+  max_megabytes: float = 256.0,
   num_train: int = 1_000_000,
   num_validation: int = 1_000,
 ) -> TypographyPhrases:
