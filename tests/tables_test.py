@@ -1,6 +1,7 @@
 """Rows of every format, of files that are whole and of files that are not."""
 
 import csv
+import fcntl
 import gzip
 import io
 import os
@@ -28,6 +29,7 @@ from byt5_diffusion.data import (
   parquet_table,
   rejections,
   tables,
+  tar_table,
   tf_example,
 )
 
@@ -673,6 +675,30 @@ def test_a_damaged_index_is_made_again(tmp_path, caplog):
     assert tables.open_table(tmp_path).read(3) == rows[3]
     assert index.read_bytes() == whole
   assert "is made again" in caplog.text
+
+
+def test_processes_share_the_indexing(tmp_path, monkeypatch):
+  """A file that another process is at comes last, and is not read twice."""
+  for number in range(3):
+    rows = _write("tar", tmp_path / f"{number}.tar")
+  first = files.find(tmp_path)[0]
+  claim = cached_arrays.path_of("indexes", "tar 2", first.identity)
+  read: list[str] = []
+  index = tar_table._index
+
+  def indexed(file):
+    read.append(file.name)
+    if len(read) == 2:  # The other process is done.
+      cached_arrays.save(claim, index(first))
+      fcntl.flock(other, fcntl.LOCK_UN)
+    return index(file)
+
+  monkeypatch.setattr(tar_table, "_index", indexed)
+  with claim.with_suffix(".lock").open("w") as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    table = tables.open_table(tmp_path)
+  assert read == ["1.tar", "2.tar"]
+  assert [table.read(i) for i in range(60)] == rows * 3
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):

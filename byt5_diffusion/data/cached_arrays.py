@@ -16,14 +16,16 @@ import pathlib
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 _MAGIC = b"byt5_diffusion arrays 1\n"
 _KINDS = ("b", "i", "u", "f")
 _MAPPED = 2**20  # Smaller files are read.
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 _log = logging.getLogger(__name__)
 
 
@@ -48,65 +50,88 @@ def path_of(kind: str, *depends_on: str) -> pathlib.Path:
   return folder(kind) / hashlib.blake2b(key, digest_size=16).hexdigest()
 
 
+class Busy(Exception):
+  """Another process is making what is asked for."""
+
+
 def kept(
-  kind: str, depends_on: tuple[str, ...], make: Callable[[], Kept]
+  kind: str,
+  depends_on: tuple[str, ...],
+  make: Callable[[], Kept],
+  *,
+  wait: bool = True,
 ) -> Kept:
   """What is kept of `kind`, made now if it is not there or damaged.
 
   A cache that cannot be written costs time and nothing else.
+
+  Args:
+    kind, depends_on: see `path_of`.
+    make: makes it.
+    wait: until another process that makes it is done.
+
+  Raises:
+    Busy: there is such a process, and nobody wants to wait.
   """
-  path = None
   try:
     path = path_of(kind, *depends_on)
-    return load(path)
-  except FileNotFoundError:
-    pass
-  except (ValueError, KeyError, TypeError) as error:
-    _log.warning("%s is made again: %s", path, error)
   except OSError as error:
     _log.warning("The cache cannot be used: %s", error)
-  made = make()
-  try:
-    if path is not None:
+    return make()
+  found = _load(path)
+  if found is not None:
+    return found
+  with _claimed(path, wait=wait):
+    made = _load(path) or make()
+    try:
       save(path, made)
       return load(path)  # Mapped, so that the memory can be given back.
-  except OSError as error:
-    _log.warning("Nothing can be kept in the cache: %s", error)
-  return made
+    except OSError as error:
+      _log.warning("Nothing can be kept in the cache: %s", error)
+      return made
 
 
-def is_kept(kind: str, depends_on: tuple[str, ...]) -> bool:
-  """Whether something is kept, damaged or not."""
-  with contextlib.suppress(OSError):
-    return path_of(kind, *depends_on).exists()
-  return False
+def _load(path: pathlib.Path) -> Kept | None:
+  try:
+    return load(path)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    _log.warning("%s is made again: %s", path, error)
+    return None
 
 
 @contextlib.contextmanager
-def claimed(
-  kind: str, depends_on: tuple[str, ...], *, wait: bool
-) -> Iterator[bool]:
-  """Whether this process may make what is kept: no other one is at it.
+def _claimed(path: pathlib.Path, *, wait: bool) -> Iterator[None]:
+  """This process alone makes a file. Busy: another one is at it.
 
   A process that dies claims nothing. Where files cannot be locked, everybody
-  may.
-
-  Args:
-    kind, depends_on: see `kept`.
-    wait: until another process is done.
+  makes his own.
   """
   with contextlib.ExitStack() as stack:
     try:
-      path = path_of(kind, *depends_on).with_suffix(".lock")
-      lock = stack.enter_context(path.open("w"))
+      claim = path.with_suffix(".lock")
+      lock = stack.enter_context(claim.open("w"))
       fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      stack.callback(path.unlink, missing_ok=True)
+      stack.callback(claim.unlink, missing_ok=True)
     except BlockingIOError:
-      yield False
-      return
+      raise Busy from None
     except OSError:
       pass
-    yield True
+    yield
+
+
+def share(
+  items: Sequence[Item], make: Callable[[Item, bool], Made]
+) -> list[Made]:
+  """make(item, wait) of all: at first those that no other process is at."""
+  made: dict[int, Made] = {}
+  for wait in (False, True):
+    for number, item in enumerate(items):
+      if number not in made:
+        with contextlib.suppress(Busy):
+          made[number] = make(item, wait)
+  return [made[number] for number in range(len(items))]
 
 
 def forget(kind: str, depends_on: tuple[str, ...]) -> None:

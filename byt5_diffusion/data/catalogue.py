@@ -11,7 +11,6 @@ import array
 import collections
 import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -201,47 +200,26 @@ def _describe_all(
     ledgers[what] = rejections.ledger(
       f"{name} ({what})", max_share=share, num_records=num_rows
     )
-  found: dict[int, cached_arrays.Kept] = {}
-  rows = 0
   with tqdm.tqdm(total=num_rows, desc=name, unit="row", disable=None) as bar:
-    # First what no other process is at, then what the others have left.
-    for number, wait in itertools.chain(
-      ((i, False) for i in range(len(pieces))),
-      ((i, True) for i in range(len(pieces))),
-    ):
-      if number in found:
-        continue
-      one = _describe(pieces[number], scan, depends, bar, wait=wait)
-      if one is None:
-        continue
-      found[number] = one
-      rows += one.header["rows"]
-      bar.update(rows - bar.n)
+    done = 0
+
+    def describe(piece: Piece, wait: bool) -> cached_arrays.Kept:
+      nonlocal done
+      key = ("2", piece.key, *depends, *_CODES)
+      run = functools.partial(scan.run, piece, bar)
+      one = cached_arrays.kept("catalogues", key, run, wait=wait)
+      done += one.header["rows"]
+      bar.update(done - bar.n)
       _count(ledgers, one.header)
-  kept = [found[number] for number in range(len(pieces))]
+      return one
+
+    kept = cached_arrays.share(pieces, describe)
   if not any(len(v) for x in kept for v in x.arrays.values()):
     reasons = {k: v.summary()["reasons"] for k, v in ledgers.items()}
     raise ValueError(
       f"{name}: no example is left of {num_rows} rows; {reasons}."
     )
   return kept
-
-
-def _describe(
-  piece: Piece,
-  scan: "Scan",
-  depends: tuple[str, ...],
-  bar: tqdm.tqdm,
-  *,
-  wait: bool,
-) -> cached_arrays.Kept | None:
-  """What is kept of a piece; None if another process is at it."""
-  key = ("2", piece.key, *depends, *_CODES)
-  make = functools.partial(scan.run, piece, bar)
-  if cached_arrays.is_kept("catalogues", key):
-    return cached_arrays.kept("catalogues", key, make)
-  with cached_arrays.claimed("catalogues", key, wait=wait) as mine:
-    return cached_arrays.kept("catalogues", key, make) if mine else None
 
 
 def _count(

@@ -27,13 +27,15 @@ class Indexed:
     file: files.File,
     kind: str,
     find: Callable[[files.File], cached_arrays.Kept],
+    *,
+    wait: bool,
   ):
     self.file = file
     self.wanted: tuple[str, ...] = ()
     if not file.size:
       raise files.BadFile(file.name, "empty file")
     self.header, self.arrays = cached_arrays.kept(
-      "indexes", (kind, file.identity), lambda: find(file)
+      "indexes", (kind, file.identity), lambda: find(file), wait=wait
     )
     self.digest: str = self.header["digest"]
     self.columns = tuple(self.header["columns"])

@@ -21,14 +21,19 @@ MAX_GROUP_VALUES = 2**26  # Of a column.
 _BROKEN = "in a broken row group"
 
 
-def open_file(file: files.File) -> "Parquet":
+def open_file(file: files.File, *, wait: bool = True) -> "Parquet":
   """The rows of a parquet file.
 
+  Args:
+    file: which.
+    wait: for another process that makes its index.
+
   Raises:
+    cached_arrays.Busy: there is one, and nobody wants to wait.
     files.BadFile: it is none, or cut short.
     ImportError: pyarrow is not installed.
   """
-  return Parquet(file)
+  return Parquet(file, wait=wait)
 
 
 def _pyarrow() -> Any:
@@ -88,10 +93,13 @@ def _table(rows: Iterable[list[int]]) -> np.ndarray:
 class Parquet:
   """A tables.Shard of a parquet file."""
 
-  def __init__(self, file: files.File):
+  def __init__(self, file: files.File, *, wait: bool):
     self.file = file
     self.header, self.arrays = cached_arrays.kept(
-      "indexes", ("parquet 3", file.identity), lambda: _index(file)
+      "indexes",
+      ("parquet 3", file.identity),
+      lambda: _index(file),
+      wait=wait,
     )
     self.digest: str = self.header["digest"]
     self.columns = tuple(self.header["columns"])

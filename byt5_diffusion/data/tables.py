@@ -29,6 +29,7 @@ import numpy as np
 import tqdm
 
 from byt5_diffusion.data import (
+  cached_arrays,
   files,
   images,
   parquet_table,
@@ -95,11 +96,12 @@ class Format(NamedTuple):
 
   Attributes:
     ending: of a file's name, without what many shards add behind it.
-    open: file -> its rows. files.BadFile: it is of another format.
+    open: (file, wait) -> its rows. files.BadFile: it is of another format;
+      cached_arrays.Busy: another process makes its index, and wait is False.
   """
 
   ending: str
-  open: Callable[[files.File], Shard]
+  open: Callable[..., Shard]
 
 
 FORMATS = (
@@ -144,18 +146,26 @@ def open_table(
   ledger = rejections.Ledger(
     f"{name} (files)", max_share=max_rejected_share, num_records=len(found)
   )
-  shards = []
-  bar = tqdm.tqdm(  # Silent where nobody looks, or it takes no time.
-    found, "opening", unit="file", disable=True if len(found) < 8 else None
-  )
-  for file in bar:
-    try:
-      shard = format_.open(file)
-      _check_columns(shard, columns, name)
-      shard.wanted = (*columns, *optional)
-      shards.append(shard)
-    except files.BadFile as error:
-      ledger.reject(error.file, error.reason)
+  with tqdm.tqdm(  # Silent where nobody looks, or it takes no time.
+    desc="opening",
+    total=len(found),
+    unit="file",
+    disable=True if len(found) < 8 else None,
+  ) as bar:
+
+    def opened(file: files.File, wait: bool) -> Shard | None:
+      try:
+        shard = format_.open(file, wait=wait)
+      except files.BadFile as error:
+        ledger.reject(error.file, error.reason)
+        shard = None
+      bar.update()
+      return shard
+
+    shards = [s for s in cached_arrays.share(found, opened) if s is not None]
+  for shard in shards:
+    _check_columns(shard, columns, name)
+    shard.wanted = (*columns, *optional)
   return Shards(name, shards)
 
 

@@ -18,9 +18,9 @@ _SPLIT = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__")
 
 
-def open_file(file: files.File) -> "Tar":
-  """The samples of a tar. files.BadFile: it is none."""
-  return Tar(file, "tar 2", _index)
+def open_file(file: files.File, *, wait: bool = True) -> "Tar":
+  """The samples of a tar; see parquet_table.open_file."""
+  return Tar(file, "tar 2", _index, wait=wait)
 
 
 class Member(NamedTuple):

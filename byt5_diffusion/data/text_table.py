@@ -23,27 +23,37 @@ _MAX_COLUMNS = 1000
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def open_jsonl(file: files.File, *, packed: bool = False) -> "Text":
+def open_jsonl(
+  file: files.File, *, packed: bool = False, wait: bool = True
+) -> "Text":
   """Rows of JSON lines: an object per line.
 
   Args:
     file: which.
     packed: whether it is compressed by gzip.
+    wait: for another process that makes its index.
 
   Raises:
     files.BadFile: it is no text.
+    cached_arrays.Busy: there is such a process, and nobody wants to wait.
   """
-  return Text(file, "jsonl 2", text_rows.split_json, packed, has_header=False)
+  return Text(
+    file, "jsonl 2", text_rows.split_json, packed, wait, has_header=False
+  )
 
 
-def open_tsv(file: files.File, *, packed: bool = False) -> "Text":
+def open_tsv(
+  file: files.File, *, packed: bool = False, wait: bool = True
+) -> "Text":
   """Rows between tabs, named by the first one; see open_jsonl."""
-  return Text(file, "tsv 2", text_rows.split_tsv, packed, has_header=True)
+  return Text(file, "tsv 2", text_rows.split_tsv, packed, wait, has_header=True)
 
 
-def open_csv(file: files.File, *, packed: bool = False) -> "Text":
+def open_csv(
+  file: files.File, *, packed: bool = False, wait: bool = True
+) -> "Text":
   """Rows between commas, named by the first one; see open_jsonl."""
-  return Text(file, "csv 2", text_rows.split_csv, packed, has_header=True)
+  return Text(file, "csv 2", text_rows.split_csv, packed, wait, has_header=True)
 
 
 class Text:
@@ -55,6 +65,7 @@ class Text:
     kind: str,
     split: text_rows.Split,
     packed: bool,
+    wait: bool,
     *,
     has_header: bool,
   ):
@@ -66,7 +77,9 @@ class Text:
     if not file.size:
       raise files.BadFile(file.name, "empty file")
     depends = (kind, file.identity)
-    header, arrays = cached_arrays.kept("indexes", depends, self._index)
+    header, arrays = cached_arrays.kept(
+      "indexes", depends, self._index, wait=wait
+    )
     if self._packed and not self._packed.is_whole(header["packed"]):
       cached_arrays.forget("indexes", depends)
       header, arrays = cached_arrays.kept("indexes", depends, self._index)

@@ -15,14 +15,14 @@ from byt5_diffusion.data import (
 )
 
 
-def open_tfrecord(file: files.File) -> "TfRecord":
-  """The rows of a TFRecord file. files.BadFile: it is none."""
-  return TfRecord(file, "tfrecord 2", _index)
+def open_tfrecord(file: files.File, *, wait: bool = True) -> "TfRecord":
+  """The rows of a TFRecord file; see parquet_table.open_file."""
+  return TfRecord(file, "tfrecord 2", _index, wait=wait)
 
 
-def open_array_record(file: files.File) -> "ArrayRecord":
-  """The rows of a local ArrayRecord file. files.BadFile: it is none."""
-  return ArrayRecord(file)
+def open_array_record(file: files.File, *, wait: bool = True) -> "ArrayRecord":
+  """The rows of a local ArrayRecord file; see parquet_table.open_file."""
+  return ArrayRecord(file, wait=wait)
 
 
 def _index(file: files.File) -> cached_arrays.Kept:
@@ -101,14 +101,14 @@ class TfRecord(indexed_table.Indexed):
 class ArrayRecord(indexed_table.Indexed):
   """A tables.Shard of an ArrayRecord file."""
 
-  def __init__(self, file: files.File):
+  def __init__(self, file: files.File, *, wait: bool):
     if "://" in file.path:
       raise ValueError(
         f"{file.path}: ArrayRecord files must lie on a disk. Copy them first."
       )
     self._lock = threading.Lock()
     self._reader: Any = None
-    super().__init__(file, "array_record 2", self._find)
+    super().__init__(file, "array_record 2", self._find, wait=wait)
 
   def _find(self, file: files.File) -> cached_arrays.Kept:
     try:
