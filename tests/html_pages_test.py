@@ -364,3 +364,15 @@ def test_characters_below_each_other_look_as_in_vertical_lines() -> None:
     ]
     spots = [np.argwhere(cell).mean(axis=0) for cell in cells]
     assert np.abs(spots[0] - spots[1]).max() < 4, text[i]
+
+
+@needs_fonts
+def test_no_more_text_stands_on_a_page_than_is_wanted() -> None:
+  supply = made_pages.MadePages(side=400, max_bytes=150, max_caption=120)
+  for index in range(4):
+    page = supply.read("train", index, 0, "en")
+    assert len(page.transcription.encode()) <= 150
+    assert len(page.text.encode()) <= 120
+  hopeless = dataclasses.replace(supply, max_bytes=1)
+  with pytest.raises(images.BadImage, match="more than 1 bytes"):
+    hopeless.read("train", 0, 0, "en")

@@ -6,6 +6,8 @@ caption  caption_writer.write   quotes the headline and the like
 """
 
 import dataclasses
+import html
+import re
 from typing import ClassVar, cast
 
 import numpy as np
@@ -25,6 +27,7 @@ from byt5_diffusion.data import (
 NAME = "typography_layout"
 # Sizes that are tried, as shares of the first one.
 _SIZES = (1.0, 0.87, 0.75, 0.64, 0.54)
+_TAG = re.compile("<[^>]*>")
 _INSIDE = ("line", "word", "glyph")
 
 
@@ -52,16 +55,7 @@ class MadePages(made_pictures.MadePictures):
     design, style, writer = self.page(split, code, rng)
     height, width = _size(self.side, design.proportion)
     root = min(height, width) * design.root * rng.uniform(0.92, 1.2)
-    html = page_designs.document(design, style, writer)
-    drawn = sandbox.pool().draw(
-      "html",
-      html.encode("utf-8"),
-      name=key,
-      height=height,
-      width=width,
-      fit=[root * size for size in _SIZES],
-      strict=True,
-    )
+    source = page_designs.document(design, style, writer)
     quoted = [page_writer.seen(text) for text in design.quoted]
     look = made_pictures.look(
       design.kind,
@@ -71,6 +65,16 @@ class MadePages(made_pictures.MadePictures):
       design.vertical,
     )
     caption = caption_writer.write(quoted, look, rng, code)
+    self.check_length(caption, _said(design))
+    drawn = sandbox.pool().draw(
+      "html",
+      source.encode("utf-8"),
+      name=key,
+      height=height,
+      width=width,
+      fit=[root * size for size in _SIZES],
+      strict=True,
+    )
     spans = dict(zip(quoted, supplies.spans(caption, quoted), strict=True))
     regions = tuple(
       dataclasses.replace(region, span=spans.get(region.text))
@@ -98,6 +102,8 @@ def open_pages(
   languages: str = "",
   language: str = "",
   max_megabytes: float = 1024.0,
+  max_bytes: int = 0,
+  max_caption: int = 0,
   num_train: int = 1_000_000,
   num_validation: int = 1_000,
 ) -> supplies.Supply:
@@ -110,6 +116,8 @@ def open_pages(
     languages: mC4's codes, joined by commas; "" = all that the texts have.
     language: mC4's code of the user's texts, where their names don't say it.
     max_megabytes: of the user's texts that are read.
+    max_bytes: of all that stands on a page; 0 = any number.
+    max_caption: bytes of a caption; 0 = any number.
     num_train, num_validation: examples until the same ones come again.
   """
   made = MadePages(
@@ -117,10 +125,17 @@ def open_pages(
     side=side,
     designs=made_pictures.listed(designs),
     codes=made_pictures.listed(languages),
+    max_bytes=max_bytes,
+    max_caption=max_caption,
     num_train=num_train,
     num_validation=num_validation,
   )
   return cast(supplies.Supply, made)
+
+
+def _said(design: page_designs.Design) -> str:
+  """What stands on a page that is not drawn yet."""
+  return " ".join(html.unescape(_TAG.sub("", design.body)).split())
 
 
 def _size(side: int, proportion: float) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from byt5_diffusion.data import (
 
 _log = logging.getLogger(__name__)
 BUILT_IN = "built_in"
-_MAX_TRIES = 12
+_MAX_TRIES = 60
 _MAX_HEADS = 2000
 
 
@@ -43,6 +43,8 @@ class MadePictures(abc.ABC):
     side: pixels of the longer side.
     designs: names of the table's designs that are drawn; () = all.
     codes: mC4's codes of the languages that are drawn; () = all.
+    max_bytes: of all that stands on a picture; 0 = any number.
+    max_caption: bytes of a caption; 0 = any number.
     num_train, num_validation: examples until the same ones come again.
   """
 
@@ -55,6 +57,8 @@ class MadePictures(abc.ABC):
   side: int = 768
   designs: tuple[str, ...] = ()
   codes: tuple[str, ...] = ()
+  max_bytes: int = 0
+  max_caption: int = 0
   num_train: int = 1_000_000
   num_validation: int = 1_000
 
@@ -106,6 +110,8 @@ class MadePictures(abc.ABC):
       self.side,
       self.designs,
       self.drawn,
+      self.max_bytes,
+      self.max_caption,
       self.num_train,
       self.num_validation,
     )
@@ -165,6 +171,12 @@ class MadePictures(abc.ABC):
       f"{self.name}: no headline in {code!r} for split {split!r} among "
       f"{_MAX_HEADS}: the texts have too few different strings."
     )
+
+  def check_length(self, caption: str, said: str) -> None:
+    """Raises images.BadImage if a picture has more text than is wanted."""
+    for text, most in ((caption, self.max_caption), (said, self.max_bytes)):
+      if most and len(text.encode("utf-8")) > most:
+        raise images.BadImage(self.name, f"more than {most} bytes of text")
 
   @abc.abstractmethod
   def _draw(

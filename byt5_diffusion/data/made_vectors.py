@@ -68,6 +68,14 @@ class MadeVectors(made_pictures.MadePictures):
     canvas = self.canvas(split, code, rng)
     scale = self.side / max(canvas.width, canvas.height)
     height, width = round(canvas.height * scale), round(canvas.width * scale)
+    quoted = [text.replace("\u200b", "") for text in canvas.quoted]
+    vertical = canvas.numbers["vertical"] > 0
+    look = made_pictures.look(
+      canvas.kind, canvas.style, canvas.ink, canvas.paper, vertical
+    )
+    caption = caption_writer.write(quoted, look, rng, code)
+    lines = [r.text for r in canvas.regions if r.label == "line"]
+    self.check_length(caption, "\n".join(lines))
     drawn = sandbox.pool().draw(
       "svg",
       canvas.svg().encode("utf-8"),
@@ -75,19 +83,12 @@ class MadeVectors(made_pictures.MadePictures):
       height=height,
       width=width,
     )
-    quoted = [text.replace("\u200b", "") for text in canvas.quoted]
-    vertical = canvas.numbers["vertical"] > 0
-    look = made_pictures.look(
-      canvas.kind, canvas.style, canvas.ink, canvas.paper, vertical
-    )
-    caption = caption_writer.write(quoted, look, rng, code)
     spans = dict(zip(quoted, supplies.spans(caption, quoted), strict=True))
     regions = tuple(
       moved
       for region in canvas.regions
       if (moved := _moved(region, scale, height, width, spans))
     )
-    lines = [r.text for r in canvas.regions if r.label == "line"]
     return annotated.Annotated(
       key=key,
       image=drawn.image,
@@ -142,6 +143,8 @@ def open_vectors(
   languages: str = "",
   language: str = "",
   max_megabytes: float = 1024.0,
+  max_bytes: int = 0,
+  max_caption: int = 0,
   num_train: int = 1_000_000,
   num_validation: int = 1_000,
 ) -> supplies.Supply:
@@ -151,6 +154,8 @@ def open_vectors(
     side=side,
     designs=made_pictures.listed(designs),
     codes=made_pictures.listed(languages),
+    max_bytes=max_bytes,
+    max_caption=max_caption,
     num_train=num_train,
     num_validation=num_validation,
   )
