@@ -200,7 +200,8 @@ class ArraySupply:
     }
     for number, group in enumerate(groups):
       digest.update(f"{group.name} {group.images.shape}".encode())
-      digest.update(group.images.tobytes() + group.labels.tobytes())
+      digest.update(group.images.data)
+      digest.update(group.labels.data)
       for i in range(len(group.images)):
         split = group.split
         if split == "train" and _held(group, i, validation_share):

@@ -199,7 +199,7 @@ class PageSupply:
   def read(
     self, split: str, index: int, seed: int = 0, language: str = ""
   ) -> annotated.Annotated:
-    """See supplies.Supply. The seed chooses the caption's sentence."""
+    """See supplies.Supply. The key chooses the caption's sentence."""
     row, number, _ = (int(one) for one in self._rows[split][index])
     page = self._page(row)
     key = f"{self._key}/{page.key}" + (f"/{number}" if number >= 0 else "")
