@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 from byt5_diffusion.data import cached_arrays, files, indexed_table
 
 _BLOCK = 512
+_END = bytes(_BLOCK)
 _MAX_NAME = 2**16  # Bytes of a long name or of a pax header.
 _MAX_EXTENSIONS = 1000
 _SPLIT = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -51,7 +52,7 @@ def members(opened: BinaryIO, end: int) -> Iterator[Member]:
   while at + _BLOCK <= end:
     opened.seek(at)
     head = opened.read(_BLOCK)
-    if head.count(0) == _BLOCK:
+    if head == _END:
       return
     kind, size = _header(head)
     at += _BLOCK
@@ -74,7 +75,7 @@ def _header(head: bytes) -> tuple[bytes, int]:
   """A header's kind and size, once its sum has been checked."""
   try:
     said = int(head[148:156].strip(b" \0") or b"0", 8)
-    if said != sum(head[:148]) + 8 * 32 + sum(head[156:]):
+    if said != sum(head) - sum(head[148:156]) + 8 * 32:
       raise ValueError
     if head[124] & 128:  # GNU's way to write sizes of 8 GiB and more.
       size = int.from_bytes(head[125:136], "big")
@@ -88,9 +89,10 @@ def _header(head: bytes) -> tuple[bytes, int]:
 
 
 def _name(head: bytes) -> str:
-  name, prefix = (_text(head[a:b]) for a, b in ((0, 100), (345, 500)))
-  ustar = head[257:263] == b"ustar\0"  # GNU keeps other things there.
-  return f"{prefix}/{name}" if ustar and prefix else name
+  name = _text(head[:100])
+  if head[345] and head[257:263] == b"ustar\0":  # GNU keeps other things there.
+    return f"{_text(head[345:500])}/{name}"
+  return name
 
 
 def _text(raw: bytes) -> str:
