@@ -1,5 +1,6 @@
 """Bad files are skipped, counted and named; odd ones are read; none is slow."""
 
+import io
 import re
 import resource
 import subprocess
@@ -200,6 +201,18 @@ def test_gray_jpegs_are_gray(monkeypatch: pytest.MonkeyPatch) -> None:
   np.testing.assert_array_equal(made[1], made[3])
   assert made[1].shape == (40, 60, 3)
   assert np.abs(made[0].astype(int) - gray[..., None]).max() < 6
+
+
+def test_headers_that_are_read_differently_are_left_to_pillow(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  simplejpeg = pytest.importorskip("simplejpeg")
+  raw = odd_images.jpeg()
+  with odd_images.Image.open(io.BytesIO(raw)) as image:
+    assert jpeg.decode(raw, image, 1, "RGB") is not None
+    answer = (4000, 4000, "RGB", "420")
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda raw: answer)
+    assert jpeg.decode(raw, image, 1, "RGB") is None
 
 
 def test_a_broken_file_is_judged_alike_by_both(

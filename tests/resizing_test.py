@@ -141,6 +141,19 @@ def test_a_turned_fraction_is_upright(orientation: int) -> None:
   assert np.abs(frame.make(decoded) - exact).mean() < 1.5
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_a_turned_picture_of_odd_size_does_not_move(orientation: int) -> None:
+  """What a fraction leaves incomplete would be at its beginning."""
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  raw = _jpeg(_smooth(151, 207), exif=exif)
+  made = []
+  for way in ("lanczos", "scaled"):
+    frame = pictures.Frame(height=16, width=16, fit="crop", resize=way)
+    made.append(frame.make(pictures.decode(raw, frame, "x")).astype(int))
+  assert np.abs(made[0] - made[1]).mean() < 0.8
+
+
 def test_regions_lie_where_they_would() -> None:
   example = annotated.Annotated(
     key="k",

@@ -3,7 +3,8 @@
   lanczos  Lanczos' filter over all pixels: the finest, and the default
   area     averages of k x k pixels, k = floor(scale), then Lanczos for the rest
   scaled   as area, but a JPEG may be decoded to a half, a quarter or an eighth
-           (images.decode), and the rest is Hamming's filter
+           (images.decode), and the rest is Hamming's filter, or the bicubic one
+           where no more than a quarter is left out
 
 All take in every pixel that they leave out (antialiasing). docs/benchmarks.md
 says how fast they are, and how near to the first.
@@ -12,6 +13,7 @@ says how fast they are, and how near to the first.
 from PIL import Image
 
 LANCZOS, AREA, SCALED = WAYS = ("lanczos", "area", "scaled")
+_LITTLE = 4 / 3
 Box = tuple[float, float, float, float]
 
 
@@ -48,8 +50,15 @@ def resize(
     image, box = _reduce(image, box, factors)
   rest = Image.Resampling.LANCZOS
   if way == SCALED:
-    rest = Image.Resampling.HAMMING
+    rest = _quick_filter((box[2] - box[0]) / size[0])
   return image.resize(size, rest, box=box)
+
+
+def _quick_filter(scale: float) -> Image.Resampling:
+  """Hamming's has half the taps, but moves edges where little is left out."""
+  if scale > _LITTLE:
+    return Image.Resampling.HAMMING
+  return Image.Resampling.BICUBIC
 
 
 def _reduce(
