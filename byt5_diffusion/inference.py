@@ -433,7 +433,7 @@ def infer(
           **_write(directory, drawn, {k: x[i] for k, x in pictures.items()}),
           "text": text.decode(tokens),
           "step": artist.step,
-          "example_id": batch["example_id"][i].tolist(),
+          "example_id": "".join(f"{x:08x}" for x in batch["example_id"][i]),
         }
         out.write(json.dumps(record, ensure_ascii=False) + "\n")
         drawn += 1

@@ -52,14 +52,17 @@ def arguments(name: str, seed: int = 0) -> dict[str, Any]:
   """
   live = pipeline.import_live(name)
   module = _module(live, name)
-  task = live.load(name, module, "train")
+  try:
+    task, split = live.load(name, module, "train"), "train"
+  except pipeline.EmptySplit:  # Prompts are to test by, and nothing else.
+    task, split = live.load(name, module, "test"), "test"
   found = set(task.output_features)
   converter = next(
     one
     for one in _CONVERTERS
     if {feature.task_name for feature in one.FEATURES} == found
   )
-  spec = task.get_dataset(sequence_length=None, shuffle=False).element_spec
+  spec = task.get_dataset(None, split, shuffle=False).element_spec
   lengths = {
     key: spec[key].shape[0] or _LENGTHS.get(key) or _patches(name)
     for key in (feature.task_name for feature in converter.FEATURES)

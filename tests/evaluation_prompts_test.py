@@ -221,12 +221,13 @@ def test_the_task_of_a_name(tmp_path: pathlib.Path) -> None:
   assert made[0]["image"].shape == (16, 40, 3)
   assert (made[0]["image"].numpy() == 255).all()
   # The record of a picture leads back to what must be legible in it.
-  by_id = {
-    tuple(feature_converters.example_id(prompt.key).tolist()): prompt
-    for prompt in evaluation_prompts.prompts_of(name)
-  }
-  found = [by_id[tuple(ex["example_id"].numpy().tolist())] for ex in made]
-  assert found == evaluation_prompts.prompts_of(name)
+  prompts = evaluation_prompts.prompts_of(name)
+  for example, prompt in zip(made, prompts, strict=True):
+    words = example["example_id"].numpy()
+    assert "".join(f"{word:08x}" for word in words) == prompt.example_id
+    key = feature_converters.example_id(prompt.key)
+    assert np.array_equal(words, key)
+  assert len({prompt.example_id for prompt in prompts}) == 12
 
 
 class Artist:
@@ -303,8 +304,7 @@ def test_infer_and_generate_draw_them_by_a_trained_model(
   prompts = evaluation_prompts.prompts_of(name)
   assert [record["text"] for record in records] == [p.text for p in prompts]
   for record, prompt in zip(records, prompts, strict=True):
-    key = feature_converters.example_id(prompt.key)
-    assert record["example_id"] == key.tolist()
+    assert record["example_id"] == prompt.example_id
     with Image.open(tmp_path / "drawn" / record["image"]) as image:
       assert image.size == (40, 16)
   run(

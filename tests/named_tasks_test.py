@@ -36,3 +36,15 @@ def test_a_seed_says_which_examples_come():
 def test_another_name_is_told_with_the_kinds_there_are(name):
   with pytest.raises(ValueError, match="neither a gin file nor a task"):
     inspection.inspect(name)
+
+
+def test_prompts_have_a_split_to_test_by_alone(tmp_path):
+  (tmp_path / "one_word.txt").write_text("began\nchose\n", "utf-8")
+  name = f"drawtext:{tmp_path}@8x8"
+  view = inspection.inspect(name, split="test", num_batches=1)
+  assert [row.text for row in view.rows] == [
+    f'A sign with the word "{word}" written on it.'
+    for word in ("began", "chose")
+  ]
+  with pytest.raises(ValueError, match=r"no split 'train', only \['test'\]"):
+    inspection.inspect(name)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from byt5_diffusion import quotes
+from byt5_diffusion import feature_converters, quotes
 from byt5_diffusion.data import annotated, languages, supplies
 
 # DrawText's own sentence, which WikiSpell's words are put into.
@@ -57,6 +57,11 @@ class Prompt(NamedTuple):
   language: str
   category: str
   split: str = "test"
+
+  @property
+  def example_id(self) -> str:
+    """As in predictions.jsonl of what was drawn of it."""
+    return "".join(f"{x:08x}" for x in feature_converters.example_id(self.key))
 
 
 class PromptSupply:
