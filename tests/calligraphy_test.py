@@ -244,6 +244,24 @@ def test_pictures_of_all_modes(tmp_path: pathlib.Path, mode: str) -> None:
   assert by_text["も"].shape == (30, 20, 3)
 
 
+def test_what_is_cut_out_already_is_not_looked_at(
+  tmp_path: pathlib.Path,
+) -> None:
+  """CODH's books have a folder of characters, too; names may be the same."""
+  folder = book(tmp_path)
+  (folder / "b" / "characters" / "U+3082").mkdir(parents=True)
+  for path in list((folder / "b" / "images").iterdir()):
+    copy = folder / "b" / "characters" / "U+3082" / path.name
+    copy.write_bytes(path.read_bytes())
+  for name in (folder, folder / "b", folder / "b" / "b_coordinate.csv"):
+    assert len(everything(kuzushiji.glyphs(str(name)))) == 6
+  (folder / "b" / "images").rename(tmp_path / "elsewhere")
+  found = kuzushiji.glyphs(str(folder), images=str(tmp_path / "elsewhere"))
+  assert len(everything(found)) == 6
+  with pytest.raises(ValueError, match="holds no pictures"):
+    kuzushiji.glyphs(str(folder))
+
+
 def test_a_page_is_decoded_once(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

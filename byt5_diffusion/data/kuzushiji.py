@@ -16,11 +16,13 @@ columns are chains of characters that stand below each other, and are read from
 right to left.
 """
 
+import contextlib
 import csv
 import io
+import posixpath
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -76,8 +78,7 @@ def _open(
   form = page_supply.Form(
     part=part, kind=kind, margin=margin, min_side=4.0, max_bytes=max_bytes
   )
-  tables = [one for one in files.find(path) if one.path.endswith(".csv")]
-  found = [(file, read) for file in tables if (read := _reader(file))]
+  found = [(file, read) for file in _tables(path) if (read := _reader(file))]
   if not found:
     raise ValueError(
       f"{path}: there is no CSV file with the columns {list(COLUMNS)} (CODH's "
@@ -86,11 +87,38 @@ def _open(
   return page_supply.PageSupply(
     f"{kind}:{path}",
     (page for file, read in found for page in read(file)),
-    picture_folder.PictureFolder(images or path),
+    picture_folder.PictureFolder(
+      images or path, None if images else _pictures(file for file, _ in found)
+    ),
     form,
     key="kuzushiji",
     sources=[file for file, _ in found],
   )
+
+
+def _tables(path: str) -> list[files.File]:
+  """CSV files of a folder and of those in it; no deeper: see `_pictures`."""
+  if path.endswith(".csv"):
+    return files.find(path)
+  found = []
+  for pattern in (f"{path}/*.csv", f"{path}/*/*.csv"):
+    with contextlib.suppress(ValueError):  # None of them there.
+      found += files.find(pattern)
+  return found
+
+
+def _pictures(tables: Iterable[files.File]) -> Iterator[files.File]:
+  """Pictures of pages beside CSV files.
+
+  Beside them, CODH's books have a folder of a million characters, cut out.
+  """
+  for folder in sorted({posixpath.dirname(table.path) for table in tables}):
+    for pattern in ("images", "train_images", "*.*"):
+      try:
+        yield from files.find(f"{folder}/{pattern}")
+        break
+      except ValueError:
+        continue
 
 
 def glyphs(

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pathlib
 import posixpath
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,8 +28,16 @@ class PictureFolder:
     fingerprint: of all pictures' names and sizes.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    listed: Iterable[files.File] | None = None,
+  ):
     """Lists the folder; pictures are opened later, one by one.
+
+    Args:
+      path: see above.
+      listed: the files to look among; None: all below the folder.
 
     Raises:
       ValueError: no such folder, or no pictures in it.
@@ -36,7 +45,7 @@ class PictureFolder:
     self.path = os.fspath(path)
     self._found: dict[str, list[files.File]] = collections.defaultdict(list)
     digest = hashlib.blake2b(digest_size=16)
-    for file in files.find(self.path):
+    for file in files.find(self.path) if listed is None else listed:
       stem, extension = posixpath.splitext(posixpath.basename(file.path))
       if extension.lower() not in folder.EXTENSIONS:
         continue
