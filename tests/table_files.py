@@ -6,7 +6,9 @@ import io
 import json
 import tarfile
 
-from byt5_diffusion.data import crc32c, tf_example
+import pytest
+
+from byt5_diffusion.data import crc32c, images, tf_example
 
 
 def write_parquet(path, rows) -> None:
@@ -91,3 +93,38 @@ WRITERS = {
   "csv.gz": write_csv,
 }
 BINARY = ("parquet", "tar", "tfrecord", "array_record")
+
+
+ROWS = [
+  {
+    "__key__": f"{i:03d}",
+    "jpg": bytes([i]) * (i + 1),
+    "txt": f"né {i}".encode(),
+  }
+  for i in range(20)
+]
+TEXTS = [{"id": str(i), "text": f'né "{i}"\n\tx, y'} for i in range(20)]
+
+
+def write(kind, path, rows=None) -> list[dict]:
+  """Writes a file; what its rows are when they come back."""
+  if rows is None:
+    rows = ROWS if kind in BINARY else TEXTS
+  WRITERS[kind](path, rows)
+  if kind in ("tfrecord", "array_record"):  # They know bytes alone.
+    rows = [row | {"__key__": row["__key__"].encode()} for row in rows]
+  return rows
+
+
+def problems(table, columns=()) -> dict[int, tuple[str, str]]:
+  """{row: (name, reason)} of the broken ones, by reading and by scanning."""
+  found = {}
+  for row, value in table.scan(columns or table.columns):
+    if isinstance(value, images.BadImage):
+      found[row] = (value.file, value.reason)
+      with pytest.raises(images.BadImage) as caught:
+        table.read(row)
+      assert (caught.value.file, caught.value.reason) == found[row]
+    else:
+      table.read(row)
+  return found
