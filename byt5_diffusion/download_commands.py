@@ -37,6 +37,7 @@ def _download(flags: argparse.Namespace) -> None:
     processes=flags.processes,
     threads=flags.threads,
     retries=flags.retries,
+    user_agent=flags.user_agent,
     max_hours=flags.max_hours,
     python=flags.python,
   )
@@ -111,6 +112,9 @@ def _add_effort(command: Any) -> None:
   )
   command.add_argument(
     "--retries", type=int, default=0, help="of each address; default: 0"
+  )
+  command.add_argument(
+    "--user_agent", help="who asks, for those who are asked: a name, an address"
   )
   command.add_argument(
     "--max_file_mb",

@@ -229,13 +229,18 @@ def test_a_download_through_the_guard(
   monkeypatch.setenv("SECRET", "of the user")
   monkeypatch.setenv("no_proxy", "*")
   found = downloads.download(
-    source, tmp_path / "out", python=stand_in, guard=guard(port)
+    source,
+    tmp_path / "out",
+    python=stand_in,
+    guard=guard(port),
+    user_agent="a tester",
   )
   assert found[:2] == (3, 1) and not found.stopped
   assert found.refused == {"not a public address": 2}
   assert (tmp_path / "out" / "0.bin").read_bytes() == FILES["/rgb.jpg"]
   options = json.loads((tmp_path / "out" / "options.json").read_text())
   assert options["caption_col"] == "caption"
+  assert options["user_agent_token"] == "a tester"
   assert options["save_additional_columns"][-3:] == [
     "hash", "pwatermark", "punsafe",
   ]  # fmt: skip

@@ -142,6 +142,7 @@ def download(
   processes: int = 4,
   threads: int = 32,
   retries: int = 0,
+  user_agent: str | None = None,
   max_hours: float | None = None,
   python: str | None = None,
   guard: download_guard.Guard | None = None,
@@ -155,6 +156,7 @@ def download(
     limits: of the guard.
     processes, threads: of img2dataset; threads are of each process.
     retries: of every address that fails.
+    user_agent: who asks, told to every server besides img2dataset's name.
     max_hours: then the run ends; the next one goes on.
     python: the one that img2dataset is installed in; None: this one.
     guard: instead of a new one; of tests.
@@ -171,7 +173,12 @@ def download(
   not_tried = write_list(table, folder, settings)
   guard = guard or download_guard.Guard(limits)
   with guard:
-    arguments = _arguments(folder, settings, processes, threads, retries)
+    arguments = _arguments(folder, settings) | {
+      "processes_count": processes,
+      "thread_count": threads,
+      "retries": retries,
+      "user_agent_token": user_agent,
+    }
     stopped = _run(python or sys.executable, arguments, guard, max_hours)
   addresses, pictures = _done(folder)
   return Summary(addresses, pictures, dict(guard.refused), not_tried, stopped)
@@ -303,13 +310,7 @@ def _first(names: Sequence[str], columns: Sequence[str]) -> str | None:
 # --- img2dataset --------------------------------------------------------------
 
 
-def _arguments(
-  folder: pathlib.Path,
-  settings: Settings,
-  processes: int,
-  threads: int,
-  retries: int,
-) -> dict[str, Any]:
+def _arguments(folder: pathlib.Path, settings: Settings) -> dict[str, Any]:
   scaled = settings.image_size > 0
   return {
     "url_list": str(folder / _URLS),
@@ -325,9 +326,6 @@ def _arguments(
     "skip_reencode": True,
     "max_image_area": _MAX_PIXELS,
     "number_sample_per_shard": settings.samples_per_shard,
-    "processes_count": processes,
-    "thread_count": threads,
-    "retries": retries,
     # The guard is stricter, and says why.
     "timeout": 600,
     "extract_exif": False,
