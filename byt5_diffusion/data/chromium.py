@@ -32,6 +32,7 @@ _FLAGS = (
   "--force-device-scale-factor=1",
   "--force-color-profile=srgb",
   "--disable-lcd-text",
+  "--font-render-hinting=none",
   # Nothing of a page is looked for outside of this machine.
   "--host-resolver-rules=MAP * ~NOTFOUND",
 )

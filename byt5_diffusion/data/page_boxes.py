@@ -25,6 +25,10 @@ _WORD = regex.compile(r"[^\s\u200b]+")
 _CHARACTERS = regex.compile(
   r"[\p{Han}\p{Hiragana}\p{Katakana}ー々〆、。，．・：；！？「」『』（）]"
 )
+# Lines end between any two of them, Hangul too; and behind Ethiopic commas.
+_BREAKABLE = regex.compile(
+  r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー々〆、。，．・：；！？፡-፨]"
+)
 # Share of a line's box that one of another block may cover.
 _MAX_COMMON = 0.1
 _UNSEEN = dict.fromkeys(map(ord, "\u200b\u00ad\u2060\ufeff"))
@@ -59,8 +63,8 @@ class _Line:
 
 
 def breaks_anywhere(word: str) -> bool:
-  """Whether a word may be broken between any two of its characters."""
-  return _CHARACTERS.search(word) is not None
+  """Whether a line may end within a word: of East Asia, and of Ethiopia."""
+  return _BREAKABLE.search(word) is not None
 
 
 class Found(NamedTuple):

@@ -273,11 +273,12 @@ class Canvas:
 
   def svg(self) -> str:
     """The whole file."""
-    direction = 'direction="ltr"'
+    # Advances are the font's own, whatever a renderer's habits.
+    rendering = 'direction="ltr" text-rendering="geometricPrecision"'
     return (
       '<svg xmlns="http://www.w3.org/2000/svg" '
       f'viewBox="0 0 {self.width:g} {self.height:g}" '
-      f'width="{self.width:g}" height="{self.height:g}" {direction}>'
+      f'width="{self.width:g}" height="{self.height:g}" {rendering}>'
       + "\n".join(self.parts)
       + "</svg>"
     )
