@@ -224,6 +224,16 @@ def test_boxes_are_cut_to_the_page(doclaynet):
   assert not {"title", "page-footer"} & set(boxes)
 
 
+def test_annotations_come_in_any_order(doclaynet):
+  before = document_supplies.segmentation(str(doclaynet)).read("train", 0)
+  edited(
+    doclaynet / "COCO" / "train.json",
+    lambda file: file["annotations"].sort(key=lambda one: one["category_id"]),
+  )
+  after = document_supplies.segmentation(str(doclaynet)).read("train", 0)
+  assert before.text == after.text
+
+
 def test_classes_go_by_name(doclaynet):
   def renumber(file):
     for category in file["categories"]:
@@ -258,6 +268,7 @@ def test_the_published_page_is_read(shared_data):
   assert sorted(labels) == sorted(
     ["caption", "picture", "section-header", "page-footer", *["text"] * 4]
   )
+  assert labels[-1] == "page-footer"  # It stands left of all columns.
   found = layout_text.parse(page.text)
   assert labels == [part.label for part in found]
   # Its photograph: the box that reached above the page is cut to it.
@@ -317,6 +328,7 @@ def test_forms_have_questions_and_answers(tmp_path, shared_data):
   folder = toy_pages.funsd(tmp_path)
   supply = document_supplies.segmentation(str(folder))
   assert supply.sizes["test"] == 1
+  assert set(supply.sizes) == {"train", "validation", "test"}
   assert supply.sizes["train"] + supply.sizes["validation"] == 1
   page = supply.read("test", 0)
   assert page.text == "q050200500400 a599200799400"
@@ -377,6 +389,32 @@ def test_what_is_cut_out_is_where_the_text_is(doclaynet):
   assert example.image[:, :2].min() > 200
   raw = example.text.encode()
   assert raw[slice(*region.span)].decode() == example.text
+
+
+def test_text_belongs_to_the_smallest_region_around_it(doclaynet):
+  def surround(file):
+    box = (0, 0, 612, 792)
+    file["annotations"].insert(0, toy_pages.annotation(90, 0, "Table", box))
+
+  edited(doclaynet / "COCO" / "train.json", surround)
+  pages = document_supplies.pages_in(str(doclaynet), "auto")["train"]
+  found = documents.arranged(pages.page(0)).parts
+  texts = {part.label: part.text for part in found}
+  assert texts["table"] == "" and texts["title"] == "The Title"
+
+
+def test_a_form_is_cut_to_its_picture(tmp_path):
+  folder = toy_pages.funsd(tmp_path)
+  form = folder / "dataset/testing_data/annotations/testing_data.json"
+
+  def move(file):
+    file["form"][0]["box"] = [-50, 30, 900, 20]  # Corners in another order.
+    file["form"][1]["box"] = [300, 0, 400, 50]
+
+  edited(form, move)
+  supply = document_supplies.segmentation(str(folder), split="test")
+  [region] = supply.read("test", 0).regions
+  assert region.box == (0, 20, 200, 30)
 
 
 def test_a_page_says_in_which_direction_it_is_read(doclaynet):
@@ -693,34 +731,58 @@ def test_layouts_are_drawn_with_boxes_and_masks(doclaynet):
   assert {r.label for r in example.regions} <= set(annotated.LABELS)
 
 
-def test_tasks_of_documents_give_batches(doclaynet, tmp_path):
+_READING = {"patches": 64, "text_tokens": 256, "example_id": 2}
+_DRAWING = {"image": 32, "text_tokens": 512, "example_id": 2}
+_ANNOTATED = _DRAWING | {"region_mask": 32, "style": 14, "language": 1}
+_ANNOTATED |= dict.fromkeys(("boxes", "box_labels", "box_spans"), 8)
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  ("name", "lengths"),
+  [
+    ("document_layout_annotated:{}@32x24", _ANNOTATED),
+    ("document_question_reading:{}@64x8", _READING),
+    pytest.param(
+      "document_layout_segmentation_reading:{}@64x8", _READING, marks=slow
+    ),
+    pytest.param(
+      "document_ocr_reading:{}@64x8+unit=line", _READING, marks=slow
+    ),
+    pytest.param("document_layout:{}@32x24", _DRAWING, marks=slow),
+    pytest.param(
+      "document_layout_drawing:{}@32x24+max_quote=5", _DRAWING, marks=slow
+    ),
+    pytest.param("document_ocr_annotated:{}@32x24", _ANNOTATED, marks=slow),
+  ],
+)
+def test_tasks_of_documents_give_batches(name, lengths, tmp_path):
   pytest.importorskip("byt5_diffusion.tasks", reason="needs `pip install -e .`")
   seqio = pytest.importorskip("seqio")
   from byt5_diffusion.tasks import document_layout
 
-  questions = toy_pages.docvqa(tmp_path / "docvqa")
-  reading = {"patches": 64, "text_tokens": 256, "example_id": 2}
-  drawing = {"image": 32, "text_tokens": 512, "example_id": 2}
-  boxes = dict.fromkeys(("boxes", "box_labels", "box_spans"), 8)
-  more = {"region_mask": 32, "style": 14, "language": 1}
-  for name, lengths in (
-    (f"document_layout_segmentation_reading:{doclaynet}@64x8", reading),
-    (f"document_ocr_reading:{doclaynet}@64x8+unit=line", reading),
-    (f"document_question_reading:{questions}@64x8", reading),
-    (f"document_layout:{doclaynet}@32x24", drawing),
-    (f"document_layout_drawing:{doclaynet}@32x24+max_quote=5", drawing),
-    (f"document_layout_annotated:{doclaynet}@32x24", drawing | boxes | more),
-  ):
-    task = seqio.get_mixture_or_task(document_layout.register(name))
-    ds = task.get_dataset(lengths, split="train", shuffle=False)
-    example = next(ds.as_numpy_iterator())
-    assert set(example) == set(lengths), name
-  assert example["image"].shape == (32, 24, 3)
+  make = toy_pages.docvqa if "question" in name else toy_pages.doclaynet
+  called = document_layout.register(name.format(make(tmp_path)))
+  task = seqio.get_mixture_or_task(called)
+  ds = task.get_dataset(lengths, split="train", shuffle=False)
+  example = next(ds.as_numpy_iterator())
+  assert set(example) == set(lengths)
+  if "layout_annotated" not in name:
+    return
   # 32 x 24 pixels have the page's proportions but for a line of paper.
   title = annotated.LABELS.index("title")
+  assert example["image"].shape == (32, 24, 3)
   assert example["box_labels"][0] == title
   left, _, right, _ = example["boxes"][0]
   assert (left, right) == pytest.approx((100 / 612, 500 / 612), abs=0.02)
   assert (example["region_mask"] == title).sum() in range(10, 30)
+
+
+def test_a_question_is_only_read(tmp_path):
+  pytest.importorskip("byt5_diffusion.tasks", reason="needs `pip install -e .`")
+  pytest.importorskip("seqio")
+  from byt5_diffusion.tasks import document_layout
+
+  folder = toy_pages.docvqa(tmp_path)
   with pytest.raises(ValueError, match="there is document_question_reading"):
-    document_layout.register(f"document_question:{questions}@64x64")
+    document_layout.register(f"document_question:{folder}@64x64")
