@@ -13,7 +13,7 @@ AddCommand = Callable[..., Any]
 def _download(flags: argparse.Namespace) -> None:
   if flags.gin_bindings:
     raise config.ConfigError("download takes no --gin. flags.")
-  from byt5_diffusion.data import download_guard, downloads
+  from byt5_diffusion.data import address_lists, download_guard, downloads
 
   total = flags.max_total_gb
   limits = download_guard.Limits(
@@ -21,7 +21,7 @@ def _download(flags: argparse.Namespace) -> None:
     max_file_seconds=flags.max_file_seconds,
     max_total_bytes=round(total * 2**30) if total else None,
   )
-  settings = downloads.Settings(
+  settings = address_lists.Settings(
     url_column=flags.url_column,
     caption_column=flags.caption_column,
     columns=None if flags.columns is None else tuple(flags.columns),

@@ -19,7 +19,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from byt5_diffusion.data import download_guard, img2dataset_runner
+from byt5_diffusion.data import (
+  download_guard,
+  img2dataset_runner,
+  public_addresses,
+)
 
 Answer = Callable[[socket.socket], None]
 LIMITS = download_guard.Limits(
@@ -114,14 +118,14 @@ def test_a_file_comes_through() -> None:
   ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
-  assert not download_guard.is_public(address)
+  assert not public_addresses.is_public(address)
 
 
 @pytest.mark.parametrize(
   "address", ["8.8.8.8", "93.184.215.14", "2606:4700::1111", "::ffff:8.8.8.8"]
 )
 def test_addresses_that_are_public(address: str) -> None:
-  assert download_guard.is_public(address)
+  assert public_addresses.is_public(address)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_addresses_that_are_public(address: str) -> None:
   ],
 )
 def test_addresses_of_a_list(url: str | None, fault: str | None) -> None:
-  assert download_guard.url_fault(url) == fault
+  assert public_addresses.url_fault(url) == fault
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from PIL import Image
 
 from byt5_diffusion import cli, download_commands
 from byt5_diffusion.data import (
+  address_lists,
   download_guard,
   downloads,
   images,
@@ -147,8 +148,8 @@ def test_the_list_keeps_columns_and_leaves_out_what_is_no_address(
           "ftp://a.org/3"]  # fmt: skip
   source = laion_list(tmp_path / "list.parquet", urls)
   table = tables.open_table(source)
-  settings = downloads.Settings().of_table(source, table.columns)
-  left_out = downloads.write_list(table, tmp_path / "out", settings)
+  settings = address_lists.Settings().of_table(source, table.columns)
+  left_out = address_lists.write_list(table, tmp_path / "out", settings)
   assert left_out == {"neither http nor https": 2, "no address": 1}
   written = pq.read_table(tmp_path / "out" / ".urls" / "00000.parquet")
   assert written.column_names == [
@@ -160,10 +161,10 @@ def test_the_list_keeps_columns_and_leaves_out_what_is_no_address(
   assert rows[0]["hash"] == -(2**62) and rows[0]["pwatermark"] is None
   assert rows[1]["pwatermark"] == pytest.approx(0.1)
   # The same again, from what is there; another list is another folder's.
-  assert downloads.write_list(table, tmp_path / "out", settings) == left_out
+  assert address_lists.write_list(table, tmp_path / "out", settings) == left_out
   other = tables.open_table(laion_list(tmp_path / "other.parquet", urls[:1]))
   with pytest.raises(ValueError, match="begun with another list"):
-    downloads.write_list(other, tmp_path / "out", settings)
+    address_lists.write_list(other, tmp_path / "out", settings)
 
 
 def test_wit_has_each_address_once(tmp_path: pathlib.Path) -> None:
@@ -172,8 +173,8 @@ def test_wit_has_each_address_once(tmp_path: pathlib.Path) -> None:
            "fr\thttp://a.org/1\ty", "en\thttp://a.org/2\tz"]  # fmt: skip
   path.write_text("\n".join(lines) + "\n", "utf-8")
   table = tables.open_table(path)
-  settings = downloads.Settings().of_table(str(path), table.columns)
-  left_out = downloads.write_list(table, tmp_path / "out", settings)
+  settings = address_lists.Settings().of_table(str(path), table.columns)
+  left_out = address_lists.write_list(table, tmp_path / "out", settings)
   assert left_out == {"seen before": 1}
   written = pq.read_table(tmp_path / "out" / ".urls" / "00000.parquet")
   assert written.to_pydict() == {"url": ["http://a.org/1", "http://a.org/2"]}
@@ -191,12 +192,12 @@ def test_columns_that_are_not_there(
   settings: Mapping[str, Any], message: str
 ) -> None:
   with pytest.raises(ValueError, match=message):
-    downloads.Settings(**settings).of_table("list", ("URL", "hash", "key"))
+    address_lists.Settings(**settings).of_table("list", ("URL", "hash", "key"))
 
 
 def test_a_list_without_addresses() -> None:
   with pytest.raises(ValueError, match="--url_column"):
-    downloads.Settings().of_table("list", ("a", "b"))
+    address_lists.Settings().of_table("list", ("a", "b"))
 
 
 def test_folders_of_others_are_not_written_to(
@@ -351,7 +352,7 @@ def test_img2dataset_itself(
   found = downloads.download(
     source,
     folder,
-    downloads.Settings(output_format=output_format, samples_per_shard=5),
+    address_lists.Settings(output_format=output_format, samples_per_shard=5),
     processes=2,
     threads=2,
     python=python,

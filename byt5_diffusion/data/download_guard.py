@@ -23,7 +23,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import ipaddress
 import re
 import secrets
 import socket
@@ -33,36 +32,16 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from byt5_diffusion.data import public_addresses
+
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 _HEAD_BYTES = 2**16  # Of a request or an answer, before its body.
 _CHUNK = 2**16
 _UPLOAD_BYTES = 2**17  # What a program may send: TLS's greetings, one GET.
-_MAX_URL = 8192
 # What TLS and the answer's head add to a file.
 _OVERHEAD = 2**17
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_.])?")
-_URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 _KEPT_HEADERS = ("user-agent", "accept", "accept-language")
-# Not called private by every Python's table, or public, but not as meant here.
-_NOT_PUBLIC = tuple(
-  ipaddress.ip_network(network)
-  for network in (
-    "168.63.129.16/32",  # A cloud's own service for its machines.
-    "192.0.0.0/24",  # The network's own protocols; another cloud's service.
-    "192.88.99.0/24",  # Relays to 2002::/16.
-    "64:ff9b::/96",  # IPv4 addresses, private ones too, behind a translator.
-    "64:ff9b:1::/48",
-    "2001::/23",  # Protocols; tunnels of IPv4 addresses (Teredo).
-    "2002::/16",  # The same (6to4).
-    "3fff::/20",  # Documentation.
-    "5f00::/16",  # Segment routing.
-  )
-)
-
-
-class Refused(Exception):
-  """What is not connected to, or cut off; the reason is its message."""
 
 
 class _Exhausted(Exception):
@@ -92,64 +71,6 @@ class Limits:
       value = getattr(self, field.name)
       if isinstance(value, (int, float)) and value <= 0:
         raise ValueError(f"{field.name}={value} must be positive.")
-
-
-def is_public(address: str) -> bool:
-  """Whether a literal address is one of the open internet."""
-  try:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-  except ValueError:
-    return False
-  mapped = getattr(parsed, "ipv4_mapped", None)
-  parsed = mapped or parsed
-  return (
-    parsed.is_global
-    and not parsed.is_multicast
-    and not parsed.is_reserved
-    and not parsed.is_unspecified
-    and not getattr(parsed, "is_site_local", False)
-    and not any(
-      parsed in network
-      for network in _NOT_PUBLIC
-      if network.version == parsed.version
-    )
-  )
-
-
-def url_fault(url: Any) -> str | None:
-  """Why an address of a list is not even tried; None: it is."""
-  if not isinstance(url, str) or not url:
-    return "no address"
-  if len(url) > _MAX_URL:
-    return "address too long"
-  if not _URL.fullmatch(url):
-    ours = url.lower().startswith(("http://", "https://"))
-    return "letters that no address has" if ours else "neither http nor https"
-  try:
-    parts = urllib.parse.urlsplit(url)
-    _host_and_port(parts)
-  except ValueError:
-    return "no address"
-  except Refused as refusal:
-    return str(refusal)
-  return None
-
-
-def _host_and_port(parts: urllib.parse.SplitResult) -> tuple[str, int]:
-  """Of an http or https address. Raises Refused or ValueError."""
-  if parts.username is not None or parts.password is not None:
-    raise Refused("a password in the address")
-  host = parts.hostname or ""
-  _check_host(host)
-  return host, parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _check_host(host: str) -> None:
-  with contextlib.suppress(ValueError):
-    ipaddress.IPv6Address(host.partition("%")[0])
-    return
-  if not _HOST.fullmatch(host):
-    raise Refused("no host's name")
 
 
 class Guard:
@@ -241,7 +162,7 @@ class Guard:
         await self._relay(exchange)
     except _Exhausted:
       await asyncio.Event().wait()  # Until the guard ends.
-    except Refused as refusal:
+    except public_addresses.Refused as refusal:
       reason = str(refusal)
     except TimeoutError:
       reason = "too slow"
@@ -260,7 +181,7 @@ class Guard:
     request, headers = _parse_head(head)
     method, target, *rest = [*request.split(" "), "", ""]
     if len(rest) != 3 or not rest[0].startswith("HTTP/1."):
-      raise Refused("no request")
+      raise public_addresses.Refused("no request")
     self._check_password(headers.get("proxy-authorization", ""))
     if method == "CONNECT":
       await self._connect(exchange, *_authority(target))
@@ -268,17 +189,19 @@ class Guard:
       await self._pump_both(exchange)
     elif method == "GET":
       parts = urllib.parse.urlsplit(target)
-      if url_fault(target) or parts.scheme.lower() != "http":
-        raise Refused(url_fault(target) or "neither http nor https")
-      await self._connect(exchange, *_host_and_port(parts))
+      if public_addresses.url_fault(target) or parts.scheme.lower() != "http":
+        raise public_addresses.Refused(
+          public_addresses.url_fault(target) or "neither http nor https"
+        )
+      await self._connect(exchange, *public_addresses.host_and_port(parts))
       await self._get(exchange, parts, headers)
     else:
-      raise Refused("not a download")
+      raise public_addresses.Refused("not a download")
 
   def _check_password(self, given: str) -> None:
     wanted = base64.b64encode(f"guard:{self._password}".encode()).decode()
     if not secrets.compare_digest(given.encode(), f"Basic {wanted}".encode()):
-      raise Refused("not the program that this proxy is for")
+      raise public_addresses.Refused("not the program that this proxy is for")
 
   async def _connect(self, exchange: "_Exchange", host: str, port: int) -> None:
     """Looks a host up, checks all that is found, connects to one of it."""
@@ -287,16 +210,16 @@ class Guard:
       async with asyncio.timeout(limits.connect_seconds):
         addresses = await self._resolve(host, port)
     except (OSError, UnicodeError, TimeoutError):
-      raise Refused("no such host") from None
+      raise public_addresses.Refused("no such host") from None
     if not addresses:
-      raise Refused("no such host")
+      raise public_addresses.Refused("no such host")
     for address in addresses:
       if (address, port) in self._open_to:
         continue
-      if not is_public(address):
-        raise Refused("not a public address")
+      if not public_addresses.is_public(address):
+        raise public_addresses.Refused("not a public address")
       if port not in limits.ports:
-        raise Refused("not a port of the web")
+        raise public_addresses.Refused("not a port of the web")
     for address in addresses:
       with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(limits.connect_seconds):
@@ -305,7 +228,7 @@ class Guard:
             address, port, limit=_HEAD_BYTES
           )
         return
-    raise Refused("no connection")
+    raise public_addresses.Refused("no connection")
 
   async def _get(
     self,
@@ -323,7 +246,7 @@ class Guard:
     head = await exchange.far[0].readuntil(b"\r\n\r\n")
     length = _parse_head(head)[1].get("content-length", "")
     if length.isdecimal() and int(length) > self._limits.max_file_bytes:
-      raise Refused("too large")
+      raise public_addresses.Refused("too large")
     exchange.say(head)
     await self._pump_both(exchange)
 
@@ -358,7 +281,7 @@ class Guard:
       await writer.drain()
 
   def _count(self, new: int, total: int) -> None:
-    """Counts bytes of a file; raises Refused for too many."""
+    """Counts bytes of a file; raises public_addresses.Refused for too many."""
     limit = self._limits.max_total_bytes
     self.received += new
     if limit is not None and self.received > limit:
@@ -411,7 +334,7 @@ def _at_most(limit: int) -> Callable[[int, int], None]:
   def check(new: int, total: int) -> None:
     del new
     if total > limit:
-      raise Refused("too large")
+      raise public_addresses.Refused("too large")
 
   return check
 
@@ -430,9 +353,9 @@ def _authority(target: str) -> tuple[str, int]:
   host, _, port = target.rpartition(":")
   if host.startswith("[") and host.endswith("]"):
     host = host[1:-1]
-  _check_host(host)
+  public_addresses.check_host(host)
   if not re.fullmatch(r"\d{1,5}", port):
-    raise Refused("no request")
+    raise public_addresses.Refused("no request")
   return host, int(port)
 
 
