@@ -178,6 +178,8 @@ def test_addresses_of_fsspec(kind, tmp_path):
   assert table.fingerprint == local.fingerprint  # A copy is the same data.
   with pytest.raises(ValueError, match="no such file"):
     tables.open_table("memory://set/nothing")
+  with pytest.raises(ValueError, match="chains of addresses"):
+    tables.open_table(f"simplecache::memory://set/{kind}")
   with pytest.raises(ValueError, match="nosuch"):
     tables.open_table("nosuch://x/y.tar")
 

@@ -176,6 +176,11 @@ def _local(path: str) -> File:
 
 
 def _find_remote(path: str) -> Iterator[File]:
+  if "::" in path:
+    raise ValueError(
+      f"{path}: chains of addresses are not read. Name the last one alone; its "
+      "files are read range by range."
+    )
   system, inner = _file_system(path)
   if glob.has_magic(inner):
     listed = list(system.glob(inner, detail=True).values())
