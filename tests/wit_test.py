@@ -419,24 +419,27 @@ def test_broken_rows_of_wit_base(changes: Any, reason: str) -> None:
 # --- wit_kaggle ---------------------------------------------------------------
 
 
-def test_one_white_pixel_is_no_picture(tmp_path: pathlib.Path) -> None:
-  """What TFDS writes where a picture could not be had."""
-
-  def example(image: bytes, **values: Any) -> bytes:
-    features = {}
-    for key, value in use(**values).items():
-      if key in BOOLEANS:
-        value = int(value == "true")
-        made = tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-      else:
-        raw = value.encode() if isinstance(value, str) else value
-        made = tf.train.Feature(bytes_list=tf.train.BytesList(value=[raw]))
-      features[key] = made
+def example(image: bytes | None, **values: Any) -> bytes:
+  """A record as TFDS writes it."""
+  features = {}
+  for key, value in use(**values).items():
+    if key in BOOLEANS:
+      value = int(value == "true")
+      made = tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+    else:
+      raw = value.encode() if isinstance(value, str) else value
+      made = tf.train.Feature(bytes_list=tf.train.BytesList(value=[raw]))
+    features[key] = made
+  if image is not None:
     features["image"] = tf.train.Feature(
       bytes_list=tf.train.BytesList(value=[image])
     )
-    features = tf.train.Features(feature=features)
-    return tf.train.Example(features=features).SerializeToString()
+  features = tf.train.Features(feature=features)
+  return tf.train.Example(features=features).SerializeToString()
+
+
+def test_one_white_pixel_is_no_picture(tmp_path: pathlib.Path) -> None:
+  """What TFDS writes where a picture could not be had."""
 
   path = tmp_path / "wit_kaggle-train.tfrecord-00000-of-00001"
   with tf.io.TFRecordWriter(str(path)) as writer:
@@ -456,6 +459,17 @@ def test_one_white_pixel_is_no_picture(tmp_path: pathlib.Path) -> None:
   assert left_out(supply) == {"no picture": 1, "no caption": 1}
   assert wit.is_placeholder(picture(1, 1, "PNG"))
   assert not wit.is_placeholder(picture(2, 1, "PNG"))
+
+
+def test_records_whose_booleans_are_wrong_are_refused(
+  tmp_path: pathlib.Path,
+) -> None:
+  path = tmp_path / "wit-train.tfrecord-00000-of-00001"
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    writer.write(example(None))
+  folder = fetched(tmp_path / "images", [use()["image_url"]])
+  with pytest.raises(ValueError, match="booleans are wrong"):
+    opened(str(path), images=folder)
 
 
 def test_the_task_of_a_name(tmp_path: pathlib.Path) -> None:

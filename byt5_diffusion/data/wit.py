@@ -132,6 +132,7 @@ def _reader(
       f"download {path} --output_dir FOLDER`, then name wit:{path}@...+images="
       "FOLDER"
     )
+  _check_booleans(path, table)
   addresses = image_addresses.ImageAddresses(folder)
   return _Addresses(choice, addresses), table, _READ
 
@@ -144,6 +145,18 @@ def _check_columns(path: str, columns: set[str], wanted: Sequence[str]) -> None:
       f"{', '.join(sorted(columns))}. WiT is wikimedia/wit_base (parquet), "
       "google/wit (TSV) or TFDS's wit_kaggle."
     )
+
+
+def _check_booleans(path: str, table: tables.Table) -> None:
+  """Raises ValueError for numbers, which only a wrong converter writes."""
+  for _, row in table.scan(("is_main_image",)):
+    if isinstance(row, dict):
+      if type(row.get("is_main_image")) is int:
+        raise ValueError(
+          f"{path}: these are records of TFDS's wit, whose booleans are wrong "
+          '("false" was taken for true). Read google/wit\'s own TSV.'
+        )
+      return
 
 
 class _Reader:
