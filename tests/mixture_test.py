@@ -164,6 +164,28 @@ def test_parts_that_do_not_fit_each_other_are_named():
     mixture.Mixture("mixed", parts[:1])
 
 
+def test_patches_of_several_sizes_are_mixed():
+  few = pictures.PatchGrid(patch_size=4, max_patches=2)
+  many = pictures.PatchGrid(patch_size=4, max_patches=4)
+  made = mixture.Mixture(
+    "mixed",
+    [
+      mixture.Part("few", 1, supplies.Maker(supply=_Written("a"), picture=few)),
+      mixture.Part(
+        "many", 1, supplies.Maker(supply=_Written("b"), picture=many)
+      ),
+    ],
+  )
+  with pytest.raises(ValueError, match="up to 4 patches"):
+    made.picture.check_lengths({"patches": 3}, "mixed")
+  seen = [
+    len(made.make("train", i, 0, {"patches": 4})["patches"]) for i in range(40)
+  ]
+  image = np.zeros((_SIZE, _SIZE, 3), np.uint8)
+  sizes = {len(few.make(image)), len(many.make(image))}
+  assert len(sizes) == 2 and set(seen) == sizes
+
+
 def test_too_small_data_say_what_to_do():
   with pytest.raises(ValueError, match=r"'train'.*num_train"):
     _mixture((1, _Skewed("a")), size=10**7)

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import itertools
 import unicodedata
-from collections.abc import Callable
 
 import numpy as np
 
@@ -247,12 +246,3 @@ def threshold(scores: np.ndarray, keep: float) -> float:
   if not len(scores) or not 0 < keep <= 1:
     raise ValueError(f"{len(scores)} scores, {keep=}: want some, and (0, 1].")
   return float(np.quantile(np.asarray(scores, np.float64), 1 - keep))
-
-
-def why(check: Callable[[], None]) -> str | None:
-  """The reason for which a check leaves something out; None: it does not."""
-  try:
-    check()
-  except Filtered as error:
-    return error.reason
-  return None

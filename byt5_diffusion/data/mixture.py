@@ -117,7 +117,11 @@ class Mixture:
     self.max_repeats = max_repeats
     self._check_alike()
     self.supply = self
-    self.picture: pictures.Picture = parts[0].maker.picture
+    # Patches of several sizes may be mixed: the largest must have room.
+    self.picture: pictures.Picture = max(
+      (part.maker.picture for part in parts),
+      key=lambda picture: getattr(picture, "max_patches", 0),
+    )
     self.captions: captions_lib.Captions = parts[0].maker.captions
     self.plans: dict[str, Plan] = {}
     sizes: dict[str, int] = {}
