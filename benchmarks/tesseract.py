@@ -126,6 +126,8 @@ def draw_pango(
     command[1:1] = ["--rotate=-90", "--gravity=east"]
   if hinting:
     command.insert(1, f"--hinting={hinting}")
+  if hinting == "none":  # Nor places of letters rounded.
+    command[1:1] = ["--hint-metrics=off", "--subpixel-positions"]
   subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
