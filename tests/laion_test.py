@@ -247,19 +247,24 @@ def asked_by(found: Mapping[str, Any], **rules: Any) -> list[dict[str, Any]]:
 
 
 def test_the_rules_are_asked_with_all_that_is_known() -> None:
-  [asked] = asked_by(known())
-  assert asked == {
-    "text": "A sign that says number 0", "language": "en", "confidence": None,
-    "width": 1500, "height": 1200, "pwatermark": 0.1, "punsafe": 0.01,
-    "similarity": 0.3, "occurrences": None,
+  scores, caption = asked_by(known())
+  assert scores == {
+    "text": None, "language": "en", "width": 1500, "height": 1200,
+    "pwatermark": 0.1, "punsafe": 0.01, "similarity": 0.3,
   }  # fmt: skip
-  [asked] = asked_by(known(LANGUAGE="nolang", similarity=None))
-  assert asked["confidence"] == 0.2 and asked["similarity"] is None
+  assert caption == {
+    "text": "A sign that says number 0", "language": "en", "confidence": None,
+    "occurrences": None,
+  }  # fmt: skip
+  # Scored by mCLIP, whatever language is found later.
+  scores, caption = asked_by(known(LANGUAGE="nolang", similarity=None))
+  assert scores["language"] == "und" and scores["similarity"] is None
+  assert caption["language"] == "en" and caption["confidence"] == 0.2
 
 
 def test_scores_of_two_predictors_are_not_mixed() -> None:
   found = known(aesthetic=7.5, aesthetic_score_laion_v2=5.2)
-  assert len(asked_by(found)) == 1
+  assert len(asked_by(found)) == 2
   assert asked_by(found, aesthetic_v1=7.0)[1] == {
     "text": None, "aesthetic": 7.5, "aesthetic_version": 1
   }  # fmt: skip

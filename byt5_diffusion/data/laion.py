@@ -94,7 +94,7 @@ def open_laion(
     return languages.identify(text, identifier)
 
   name, columns = f"laion_high_resolution:{path}", _columns(table.columns)
-  version, count = f"laion 1 {rules} {keep_unscored} {identifier}", None
+  version, count = f"laion 2 {rules} {keep_unscored} {identifier}", None
   if max_occurrences:
     seen = occurrences.of_table(name, table, columns, caption_of)
     version, count = f"{version} among {table.fingerprint}", seen.count
@@ -165,13 +165,11 @@ class Describer:
       for name, score in (("pwatermark", pwatermark), ("punsafe", punsafe)):
         if score is None:
           raise filters.Filtered(f"{name} is unknown")
-    language, confidence = language_of(found, caption, self._identify)
     width, height = fetched.size(found)
+    # English by LAION's word was scored by CLIP, all else by mCLIP.
+    said = fetched.text(found, "LANGUAGE").lower()
     self._rules.check(
-      caption,
-      language=language,
-      confidence=confidence,
-      occurrences=self._count(caption) if self._count else None,
+      language="en" if said == "en" else languages.UNKNOWN,
       width=width,
       height=height,
       pwatermark=pwatermark,
@@ -179,6 +177,13 @@ class Describer:
       similarity=fetched.number(found.get("similarity")),
     )
     self._check_aesthetic(found)
+    language, confidence = language_of(found, caption, self._identify)
+    self._rules.check(
+      caption,
+      language=language,
+      confidence=confidence,
+      occurrences=self._count(caption) if self._count else None,
+    )
     return [catalogue.Entry(key, 0, language)]
 
   def _check_aesthetic(self, found: Mapping[str, Any]) -> None:
