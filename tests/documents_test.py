@@ -495,16 +495,19 @@ def test_a_page_with_a_broken_box_is_named(doclaynet, change):
     ({"file_name": "..\\a.png"}, "no file inside"),
     ({"file_name": "\ud800.png"}, "no file inside"),
     ({"file_name": "x" * 5000}, "."),
+    ({"file_name": "."}, "no file inside"),
+    ({"file_name": "a/.."}, "no file inside"),
+    ({"file_name": "PNG"}, "."),
     ({"file_name": 7}, "without a file_name"),
-    ({"id": 1}, "an id that another picture has"),
     ({"id": None}, "without an id"),
     ({"width": 10**9}, "without width and height"),
     ({"height": -1}, "without width and height"),
     ({"height": 2.5}, "without width and height"),
   ],
 )
-def test_a_broken_record_is_named(tmp_path, change, reason):
-  folder = toy_pages.doclaynet(tmp_path, extras=False)
+@pytest.mark.parametrize("extras", [False, True])
+def test_a_broken_record_is_named(tmp_path, change, reason, extras):
+  folder = toy_pages.doclaynet(tmp_path, count=1, extras=extras)
   edited(
     folder / "COCO" / "train.json",
     lambda file: file["images"][0].update(change),
@@ -512,6 +515,30 @@ def test_a_broken_record_is_named(tmp_path, change, reason):
   [pages] = [document_supplies.pages_in(str(folder), "auto")["train"]]
   with pytest.raises(images.BadImage, match=reason):
     documents.load(pages.page(0))
+
+
+def test_two_pictures_of_one_id_are_both_bad(doclaynet):
+  edited(
+    doclaynet / "COCO" / "train.json",
+    lambda file: file["images"][0].update(id=1),
+  )
+  pages = document_supplies.pages_in(str(doclaynet), "auto")["train"]
+  for index in range(2):
+    with pytest.raises(images.BadImage, match="an id that another picture has"):
+      pages.page(index)
+
+
+def test_a_pipe_is_not_waited_for(doclaynet):
+  pages = document_supplies.pages_in(str(doclaynet), "auto")["train"]
+  for path in ("JSON/page0.json", "COCO/val.json", "PNG/page1.png"):
+    (doclaynet / path).unlink()
+    os.mkfifo(doclaynet / path)
+  with pytest.raises(images.BadImage, match="JSON is broken"):
+    pages.page(0)
+  with pytest.raises(images.BadImage, match="not a regular file"):
+    documents.load(pages.page(1))
+  with pytest.raises(ValueError, match=r"val\.json: is no regular file"):
+    document_supplies.pages_in(str(doclaynet), "auto")
 
 
 def test_a_link_does_not_lead_out_of_the_folder(doclaynet, tmp_path):

@@ -226,10 +226,11 @@ class _Reader:
     ids = np.fromiter(self._rows, np.int64, len(self._rows))
     places = np.fromiter(self._rows.values(), np.int64, len(self._rows))
     order = np.argsort(ids)
-    found = np.searchsorted(ids[order], owners)
-    found = np.minimum(found, max(len(ids) - 1, 0))
-    known = ids[order][found] == owners if len(ids) else np.zeros(0, bool)
-    rows = places[order][found] if len(ids) else owners
+    known, rows = np.zeros(len(owners), bool), np.zeros(len(owners), np.int64)
+    if len(ids):
+      found = np.searchsorted(ids[order], owners)
+      found = np.minimum(found, len(ids) - 1)
+      known, rows = ids[order][found] == owners, places[order][found]
     for picture, reason in self._broken.items():
       if picture in self._rows:
         self._problems.setdefault(self._rows[picture], reason)

@@ -65,6 +65,7 @@ class CocoPages:
     of = self.annotations
     file = of.files[index]
     regions = of.regions(index)
+    picture = documents.inside(self.pictures, file)
     if len(regions) > documents.MAX_PARTS:
       raise images.BadImage(file, f"more than {documents.MAX_PARTS} regions")
     height, width = of.sizes[index].tolist()
@@ -76,7 +77,7 @@ class CocoPages:
       cells = _cells(extra, (height, width), file)
     return documents.Page(
       key=f"{self.name}/{file}",
-      picture=documents.inside(self.pictures, file),
+      picture=picture,
       parts=tuple(documents.Part(box, label) for box, label in regions),
       cells=cells,
       frame=(float(height), float(width)),

@@ -64,9 +64,10 @@ class Forms:
       )
     if file.stem not in self.pictures:
       raise images.BadImage(str(file), "a form without a picture")
+    picture = self.pictures[file.stem]
     return documents.Page(
       key=f"{self.name}/{file.stem}",
-      picture=self.pictures[file.stem],
+      picture=documents.inside(picture.parent, picture.name),
       parts=tuple(_entry(entry, str(file)) for entry in entries),
       cells=_words(entries, str(file)) if extras else (),
       subject="forms",
@@ -134,7 +135,8 @@ def open_funsd(folder: pathlib.Path) -> dict[str, Forms]:
   found: dict[str, Forms] = {}
   for place in _folders(folder):
     split = documents.SPLITS.get(place.name, "")
-    files = tuple(sorted((place / "annotations").glob("*.json")))
+    found_files = (place / "annotations").glob("*.json")
+    files = tuple(sorted(path for path in found_files if path.is_file()))
     pictures = {
       path.stem: path
       for path in sorted((place / "images").iterdir())

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO, TextIO, cast
@@ -35,7 +36,7 @@ def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE) -> Any:
     BrokenJson: it is not UTF-8, no JSON, nested too deeply, or too large.
     OSError: it cannot be read.
   """
-  with pathlib.Path(path).open("rb") as file:
+  with _open(path) as file:
     raw = file.read(max_bytes + 1)
   if len(raw) > max_bytes:
     raise BrokenJson(f"{path}: more than {max_bytes} bytes of JSON.")
@@ -50,6 +51,9 @@ def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE) -> Any:
 def _open(path: str | os.PathLike[str] | files.File) -> BinaryIO:
   if isinstance(path, files.File):
     return path.open()
+  # A pipe or a device would block or never end.
+  if not stat.S_ISREG(pathlib.Path(path).stat().st_mode):
+    raise BrokenJson(f"{path}: is no regular file.")
   return pathlib.Path(path).open("rb")
 
 
