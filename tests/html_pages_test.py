@@ -379,3 +379,33 @@ def test_no_more_text_stands_on_a_page_than_is_wanted() -> None:
   hopeless = dataclasses.replace(supply, max_bytes=1)
   with pytest.raises(images.BadImage, match="more than 1 bytes"):
     hopeless.read("train", 0, 0, "en")
+
+
+@needs_fonts
+def test_bullets_are_no_words_and_lines_may_end_behind_hyphens() -> None:
+  html = (
+    "<style>@page{margin:0}body{overflow-wrap:anywhere;font-size:1rem}</style>"
+    '<ul><li data-label="list-item" style="width:7em">one two-hundred</ul>'
+  )
+  drawn = _draw(html, fit=[30.0], strict=True)
+  assert [r.text for r in drawn.regions if r.label == "word"] == [
+    "one",
+    "two-",
+    "hundred",
+  ]
+  assert drawn.regions[0].text == "one two-hundred"
+
+
+@needs_fonts
+@pytest.mark.parametrize("design", sorted(page_kinds.DESIGNS))
+def test_every_design_fits_at_the_first_tries(design: str) -> None:
+  """A design that never fits would give its place to others, unseen."""
+  supply = made_pages.MadePages(designs=(design,), side=400)
+  drawn = 0
+  for index in range(3):
+    rng = words.generator("fits", design, index)
+    try:
+      drawn += supply._draw("key", "train", "en", rng).image.size > 0
+    except images.BadImage as error:
+      assert "does not fit" in error.reason
+  assert drawn

@@ -25,6 +25,8 @@ _WORD = regex.compile(r"[^\s\u200b]+")
 _CHARACTERS = regex.compile(
   r"[\p{Han}\p{Hiragana}\p{Katakana}ー々〆、。，．・：；！？「」『』（）]"
 )
+# What a line never ends within: behind a hyphen it may.
+_WHOLE_PART = regex.compile(r"[^\s\u200b\-\u2010-\u2015/]+")
 # Lines end between any two of them, Hangul too; and behind Ethiopic commas.
 _BREAKABLE = regex.compile(
   r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}ー々〆、。，．・：；！？፡-፨]"
@@ -171,6 +173,9 @@ class _Walk:
 
   def _read(self, box: Any, line: _Line) -> None:
     """Adds a text box's characters and the ink of its glyphs to its line."""
+    bullet = str(box.element_tag).endswith("::marker")
+    if bullet and not any(map(str.isalnum, box.text)):
+      return
     ffi, pango = self._pango.ffi, self._pango.pango
     unit = self._pango.FROM_UNITS
     layout = box.pango_layout
@@ -306,8 +311,8 @@ def _crowded(lines: list[tuple[int, Piece]]) -> bool:
 
 def _torn(element: Any, lines: list[str]) -> list[str]:
   """Words of an element that its lines do not have, or not as a whole."""
-  wanted = _WORD.findall("".join(element.itertext()))
-  there = [word for line in lines for word in _WORD.findall(line)]
+  wanted = _WHOLE_PART.findall("".join(element.itertext()))
+  there = [word for line in lines for word in _WHOLE_PART.findall(line)]
   if "".join(wanted) != "".join(there):
     return wanted
   known = set(there)
