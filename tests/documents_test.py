@@ -740,6 +740,7 @@ def test_a_question_does_not_lead_out_of_the_folder(tmp_path):
   Image.new("RGB", (5, 5)).save(tmp_path / "secret.png")
   with pytest.raises(images.BadImage, match="inside of the data set"):
     docvqa.picture_of(folder, "../secret.png")
+  assert not docvqa.picture_of(folder, "x" * 5000).parent.samefile(tmp_path)
 
 
 # --- What models learn from --------------------------------------------------

@@ -12,6 +12,7 @@ question is written (Lee et al. 2023, section 3.2).
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -164,7 +165,7 @@ def picture_of(folder: pathlib.Path, name: str) -> pathlib.Path:
   bare = pathlib.PurePosixPath(name).name
   tried = [documents.inside(folder, name)]
   tried += [documents.inside(folder, f"{p}/{bare}") for p in _PICTURES if p]
-  return next((path for path in tried if path.is_file()), tried[0])
+  return next((path for path in tried if os.path.isfile(path)), tried[0])
 
 
 def make(folder: pathlib.Path, record: Record) -> annotated.Annotated:
