@@ -41,7 +41,7 @@ def brute_force(size, frame, fit, found):
     right = min(right * place.scale_x + place.left, frame[1])
     top = max(top * place.scale_y + place.top, 0)
     bottom = min(bottom * place.scale_y + place.top, frame[0])
-    return (right - left) * (bottom - top) if right > left < bottom > top else 0
+    return max(right - left, 0) * max(bottom - top, 0)
 
   for one in sorted(found, key=lambda one: -area(one)):
     if not area(one):

@@ -340,21 +340,8 @@ def ocr(
       "folder JSON beside PNG; PubLayNet has none."
     )
 
-  def read(row: _Row) -> tuple[list[documents.Part], str]:
-    """What can be read of a page, each with its box, and in which language."""
-    page = documents.arranged(row["page"], loose=True)
-    whole = documents.text_of(page.parts)
-    # Of the whole page: a line is too little to tell a language by.
-    language = languages.identify(whole[:_ENOUGH])[0]
-    if unit == "page":
-      return [documents.Part((0, 0, 0, 0), "block", whole)], language
-    if unit == "region":
-      found = [part for part in page.parts if part.label not in _NO_TEXT]
-      return found, language
-    return documents.lines_of(page), language
-
   def describe(row: _Row) -> list[catalogue.Entry]:
-    parts, language = read(row)
+    parts, language = _readable(row["page"], unit)
     sizes = [len(part.text.encode("utf-8")) for part in parts]
     entries = [
       catalogue.Entry(row["page"].key, number, language)
@@ -371,7 +358,7 @@ def ocr(
 
   def make(row: dict[str, Any], number: int) -> annotated.Annotated:
     page = row["page"]
-    parts, language = read(row)
+    parts, language = _readable(row["page"], unit)
     part, key = parts[number], page.key
     if unit == "page":
       loaded = documents.load(documents.arranged(page, loose=True))
@@ -396,6 +383,21 @@ def ocr(
     make=make,
     version=f"1 document_ocr {unit} {max_bytes}",
   )
+
+
+def _readable(
+  page: documents.Page, unit: str
+) -> tuple[list[documents.Part], str]:
+  """What can be read of a page, each with its box, and in which language."""
+  page = documents.arranged(page, loose=True)
+  whole = documents.text_of(page.parts)
+  # Of the whole page: a line is too little to tell a language by.
+  language = languages.identify(whole[:_ENOUGH])[0]
+  if unit == "page":
+    return [documents.Part((0, 0, 0, 0), "block", whole)], language
+  if unit == "region":
+    return [p for p in page.parts if p.label not in _NO_TEXT], language
+  return documents.lines_of(page), language
 
 
 def _cut_out(
