@@ -21,6 +21,7 @@ from byt5_diffusion.data import (
   images,
   languages,
   made_pages,
+  page_boxes,
   page_designs,
   page_kinds,
   page_writer,
@@ -409,3 +410,29 @@ def test_every_design_fits_at_the_first_tries(design: str) -> None:
     except images.BadImage as error:
       assert "does not fit" in error.reason
   assert drawn
+
+
+def test_lines_without_ink_at_their_ends_are_noticed() -> None:
+  pixels = np.full((40, 100, 3), 200, np.uint8)
+  pixels[10:20, 20:80] = 30
+  line = page_boxes.Piece(label="line", text="a", box=(20, 10, 80, 20))
+  assert html_pages._as_laid_out(pixels, [line])
+  longer = dataclasses.replace(line, box=(20, 10, 92, 20))
+  assert not html_pages._as_laid_out(pixels, [line, longer])
+  turned = dataclasses.replace(longer, polygon=((0, 0), (1, 0), (1, 1)))
+  assert html_pages._as_laid_out(pixels, [turned])
+
+
+@needs_fonts
+def test_marks_above_marks_are_drawn_right_or_not_at_all() -> None:
+  """Of some fonts, WeasyPrint draws letters behind raised marks too early."""
+  html = (
+    "<style>@page{margin:0}p{font:40px 'Noto Looped Thai'}</style>"
+    '<p data-label="text">มากาซาร์สี่อีโด'
+  )
+  loose = _draw(html)
+  [line] = [r for r in loose.regions if r.label == "line"]
+  right = _ink(loose.image, np.full_like(loose.image, 255))[2]
+  if abs(right - line.box[2]) > 3:
+    with pytest.raises(images.BadImage, match="drawn otherwise"):
+      _draw(html, strict=True)

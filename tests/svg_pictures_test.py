@@ -1,5 +1,6 @@
 """Vector graphics with text: boxes, outlines, peers that draw the same."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -246,3 +247,24 @@ def test_chromium_draws_the_same(code: str) -> None:
     difference = np.abs(ours.image.astype(int) - theirs)
     assert difference.mean() < 2.5, (design, code)
     assert (difference.max(axis=2) > 128).mean() < 0.01, (design, code)
+
+
+@needs_fonts
+@pytest.mark.skipif("Thai" not in _HAVE, reason="no font of Thai")
+def test_what_a_family_lacks_is_drawn_as_outlines() -> None:
+  """Noto Looped Thai has no Latin digits: another font stands in."""
+  canvas = _canvas("th")
+  for family in page_designs.families("Thai"):
+    if "Looped" in family.name:
+      canvas.style = dataclasses.replace(canvas.style, head=family)
+  canvas.text("27", 150, 150, 40, "black")
+  [line] = [r for r in canvas.regions if r.label == "line"]
+  assert np.allclose(_ink(_draw(canvas.svg())), line.box, atol=1.6)
+  latin = _canvas("en")
+  latin.style = dataclasses.replace(
+    latin.style, head=page_designs.families("Latn")[0]
+  )
+  latin.text("27", 150, 150, 40, "black")
+  if "<path" in canvas.svg():  # Of the same font as Latin's own.
+    difference = _draw(canvas.svg()).astype(int) - _draw(latin.svg())
+    assert np.abs(difference).mean() < 1.5

@@ -111,9 +111,11 @@ class Family(NamedTuple):
 
 @functools.lru_cache(maxsize=512)
 def family_of(font: fonts.Font) -> str:
-  """The family's name as CSS knows it."""
-  name = hb.OTNameIdPredefined.FONT_FAMILY
-  return str(fonts.face(font).get_name(name))
+  """The family's name as CSS knows it: the typographic one, if there is."""
+  face, names = fonts.face(font), hb.OTNameIdPredefined
+  return str(
+    face.get_name(names.TYPOGRAPHIC_FAMILY) or face.get_name(names.FONT_FAMILY)
+  )
 
 
 @functools.lru_cache(maxsize=64)

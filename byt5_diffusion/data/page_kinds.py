@@ -344,7 +344,7 @@ def ticket(w: page_writer.Writer, s: pages.Style) -> pages.Design:
   title, place = w.words(1, 3), w.name()
   row, seat = w.number(1, 40), w.number(1, 99)
   price, day = w.price(), w.date()
-  large = s.size_for(title, 40, 5, 1)
+  large = s.size_for(title, 37, 5, 1)
   body = (
     '<div class="m">'
     + pages.block("title", title, "t", "h1")
@@ -361,7 +361,7 @@ def ticket(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     "bottom:3rem}"
     f".t{{font-size:{large}rem;color:{pages.css(s.ink)};"
     "margin-bottom:1.2rem}.b{font-weight:bold;margin-top:.8rem}"
-    f".stub{{position:absolute;top:0;bottom:0;inset-inline-end:0;width:21rem;"
+    f".stub{{position:absolute;top:0;bottom:0;inset-inline-end:0;width:29%;"
     f"background:{pages.css(s.accent)};color:{pages.css(s.on_accent)};"
     f"border-inline-start:.35rem dashed {pages.css(s.paper)};"
     "text-align:center;padding-top:8rem;box-sizing:border-box}"

@@ -21,6 +21,7 @@ from byt5_diffusion.data import (
   fonts,
   page_designs,
   page_writer,
+  rasterizers,
   shaping,
 )
 
@@ -165,7 +166,7 @@ class Canvas:
       y -= line.advance * size / 2
     placed = [(glyph, (size, 0.0, 0.0, size, x, y)) for glyph in line.glyphs]
     plain = not vertical and not outlines
-    if plain and len({id(glyph.font) for glyph in line.glyphs}) == 1:
+    if plain and not rasterizers.lacking(line.text, self.fonts(bold)[:1]):
       self.add(self._text_element(line.text, x, y, size, fill, matrix, bold))
     else:
       self.add(_outlines(line.text, placed, fill, matrix))

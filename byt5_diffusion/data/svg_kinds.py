@@ -351,6 +351,7 @@ def _head(
   c: svg.Canvas, size: float, paper: pages.Color, ink: pages.Color
 ) -> None:
   """Notes the style of what is quoted."""
+  c.ink, c.paper = ink, paper
   c.numbers.update({"size": size / c.height, "vertical": 0.0})
   for name, color in (("ink", ink), ("paper", paper)):
     for channel, value in zip(("red", "green", "blue"), color, strict=True):

@@ -15,7 +15,14 @@ from xml.parsers import expat
 import numpy as np
 from PIL import Image
 
-from byt5_diffusion.data import font_styles, fonts, html_pages, images, words
+from byt5_diffusion.data import (
+  font_styles,
+  fonts,
+  html_pages,
+  images,
+  page_designs,
+  words,
+)
 
 _MAX_ELEMENTS, _MAX_DEPTH, _MAX_SHOWN = 50_000, 100, 4000
 _REFUSED = {"script", "foreignobject", "include", "iframe", "handler", "audio"}
@@ -234,11 +241,9 @@ def named_files(families: tuple[str, ...]) -> tuple[str, ...]:
 @functools.cache
 def _families() -> dict[str, tuple[str, ...]]:
   """{family for CSS: its files} of all fonts that are here."""
-  import uharfbuzz as hb
-
   found: dict[str, dict[str, None]] = {}
   for script in fonts.available_scripts():
     for font in font_styles.variants(script):
-      name = fonts.face(font).get_name(hb.OTNameIdPredefined.FONT_FAMILY)
-      found.setdefault(str(name), {})[font.path] = None
+      name = page_designs.family_of(font)
+      found.setdefault(name, {})[font.path] = None
   return {name: tuple(files) for name, files in found.items()}
