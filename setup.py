@@ -21,7 +21,8 @@ CORE = [
   "numpy>=2.0",
   "optax>=0.2.6,<0.4",
   "orbax-checkpoint>=0.12,<0.14",
-  "pillow>=11",
+  # Older ones take minutes and gigabytes over some hostile GIFs and EXIF blocks.
+  "pillow>=13",
   "regex>=2024.11",
   "tensorboardX>=2.6",
   "tqdm>=4.66",
