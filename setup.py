@@ -21,7 +21,7 @@ CORE = [
   "numpy>=2.0",
   "optax>=0.2.6,<0.4",
   "orbax-checkpoint>=0.12,<0.14",
-  # Older ones take minutes and gigabytes over some hostile GIFs and EXIF blocks.
+  # Older ones take minutes and gigabytes over hostile comments and EXIF blocks.
   "pillow>=13",
   "regex>=2024.11",
   "tensorboardX>=2.6",

@@ -340,3 +340,18 @@ def test_batches_of_a_task_end_where_too_much_is_bad(tmp_path) -> None:
   with pytest.raises(rejections.TooManyRejections, match="of 220 records"):
     for _ in data:
       pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_what_is_not_looked_at_costs_little(kind: str, tmp_path) -> None:
+  """15 MiB that the picture does not need; Pillow 12 takes minutes."""
+  size = 15 * 2**20
+  if kind == "PNG":
+    exif = odd_images.exif_of_entries(60_000, size)
+    raw = odd_images.with_chunks(odd_images.chunk(b"eXIf", exif))
+  else:
+    block = b"\xff" + b"a" * 255
+    raw = odd_images.in_gif(b"!\xfe" + block * (size // 256) + b"\0")
+  mib, seconds, reason = _cost(raw, tmp_path / "file")
+  assert reason == "read" and mib < 300 and seconds < 4
