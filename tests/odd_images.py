@@ -123,11 +123,6 @@ def ycck() -> bytes:
   return bytes(raw)
 
 
-def rgb_jpeg() -> bytes:
-  """Red, green and blue themselves, under Adobe's transform 0."""
-  return save(PIXELS, "JPEG", quality=95, keep_rgb=True)
-
-
 def turned(orientation: int, kind: str = "JPEG") -> bytes:
   """PIXELS, stored so that EXIF must turn them."""
   stored = {
@@ -235,10 +230,6 @@ def huge_webp() -> bytes:
   canvas = struct.pack("<I", 0x10) + (16383).to_bytes(3, "little") * 2
   body = b"VP8X" + struct.pack("<I", 10) + canvas + small
   return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
-
-
-def bigtiff() -> bytes:
-  return save(PIXELS, "TIFF", big_tiff=True)
 
 
 def _mpo() -> bytes:
@@ -369,7 +360,7 @@ JPEGS: dict[str, bytes] = {
   "restart markers": jpeg(restart_marker_blocks=3),
   "profile": jpeg(icc_profile=_ICC),
   "wide gamut": _wide_gamut(),
-  "RGB": rgb_jpeg(),
+  "RGB, no YCbCr": jpeg(keep_rgb=True),
   "MPO": _mpo(),
   "trailing garbage": jpeg() + b"\0\xff\xda" * 5000,
   "and a ZIP": jpeg() + b"PK\3\4" + bytes(900) + b"PK\5\6" + bytes(18),
@@ -400,7 +391,7 @@ EXACT: dict[str, bytes] = {
   "BMP": save(PIXELS, "BMP"),
   "lossless WebP": save(PIXELS, "WEBP", lossless=True),
   "TIFF": save(PIXELS, "TIFF"),
-  "BigTIFF": bigtiff(),
+  "BigTIFF": save(PIXELS, "TIFF", big_tiff=True),
   "TIFF by LZW": save(PIXELS, "TIFF", compression="tiff_lzw"),
   "TIFF by Deflate": save(PIXELS, "TIFF", compression="tiff_adobe_deflate"),
   "TIFF by PackBits": save(PIXELS, "TIFF", compression="packbits"),
