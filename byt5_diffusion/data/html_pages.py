@@ -14,6 +14,7 @@ Nothing here is safe from memory and time that a page takes: see sandbox.py.
 """
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import io
@@ -46,7 +47,6 @@ _WANTED = (
 _MAX_DATA_BYTES, _MAX_DATA_PIXELS = 2**20, 4_000_000
 _MAX_REGIONS = 20_000
 _MAX_DEPTH = 150  # Of elements in each other.
-_LEAST_INK = 16  # Levels between ink and paper at a line's ends.
 _ROOM = 0.5  # Pixels by which ink may leave the page.
 
 
@@ -246,7 +246,13 @@ def draw(
   except made.weasyprint.urls.FatalURLFetchingError as error:
     raise images.BadImage(name, str(error)) from None
   pixels = _rasterize(made, pdf, height, width)
-  if strict and not _as_laid_out(pixels, pieces):
+  pieces = [
+    dataclasses.replace(piece, box=page_boxes.tightened(pixels, piece.box))
+    if page_boxes.breaks_anywhere(piece.text) and not piece.polygon
+    else piece
+    for piece in pieces
+  ]
+  if strict and not page_boxes.as_laid_out(pixels, pieces):
     raise images.BadImage(name, "drawn otherwise than it was laid out")
   regions = [
     (piece.label, piece.text, box, piece.polygon, piece.vertical)
@@ -328,22 +334,6 @@ def _rasterize(
     return canvas
   finally:
     document.close()
-
-
-def _as_laid_out(pixels: np.ndarray, pieces: Sequence[Any]) -> bool:
-  """Whether both ends of each line have ink where the layout has it.
-
-  A font's marks may confuse a PDF's writer so that glyphs lie on each other.
-  """
-  for piece in pieces:
-    if piece.label != "line" or piece.polygon or piece.vertical:
-      continue
-    left, top, right, bottom = map(round, piece.box)
-    for x in (left, right):
-      strip = pixels[max(0, top) : bottom, max(0, x - 3) : x + 3].astype(int)
-      if strip.size and np.ptp(strip, axis=(0, 1)).max() < _LEAST_INK:
-        return False
-  return True
 
 
 def _leaves(box: annotated.Box, height: int, width: int) -> bool:

@@ -6,7 +6,7 @@ the glyphs of a word, joined, are the word's.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ _BREAKABLE = regex.compile(
 )
 # Share of a line's box that one of another block may cover.
 _MAX_COMMON = 0.1
+_LEAST_INK = 16  # Levels between ink and paper at a line's ends.
 _UNSEEN = dict.fromkeys(map(ord, "\u200b\u00ad\u2060\ufeff"))
 
 
@@ -341,3 +342,54 @@ def _block(
     polygon=polygon,
     vertical=all(line.vertical for line in lines) and bool(lines),
   )
+
+
+# -- Pixels ------------------------------------------------------------------
+
+
+def tightened(pixels: np.ndarray, box: annotated.Box) -> annotated.Box:
+  """The box without edges that look like what is outside of them.
+
+  HarfBuzz (6.0, and maybe others) counts the control points of a CFF font's
+  curves to its glyphs: boxes of East Asian fonts with serifs are too large.
+  """
+  edges = [round(edge) for edge in box]
+  for side, step in ((0, 1), (1, 1), (2, -1), (3, -1)):
+    most = max(2, round(0.2 * (edges[3] - edges[1])))
+    for _ in range(most):
+      left, top, right, bottom = edges
+      along = slice(top, bottom) if side % 2 == 0 else slice(left, right)
+      at = edges[side] if step > 0 else edges[side] - 1
+      beside = at - step
+      limit = pixels.shape[1 - side % 2]
+      if not (min(at, beside) >= 0 and max(at, beside) < limit):
+        break
+      rows = pixels if side % 2 else pixels.swapaxes(0, 1)
+      inner, outer = (rows[i, along].astype(int) for i in (at, beside))
+      alike = np.abs(inner - outer).max(initial=0) < _LEAST_INK
+      flat = np.ptp(inner, axis=0).max(initial=0) < _LEAST_INK
+      room = edges[2 + side % 2] - edges[side % 2] > 3
+      if not (alike and flat and room) or inner.shape[0] == 0:
+        break
+      edges[side] += step
+  tight = [
+    float(edge) if edge != round(old) else old
+    for edge, old in zip(edges, box, strict=True)
+  ]
+  return (tight[0], tight[1], tight[2], tight[3])
+
+
+def as_laid_out(pixels: np.ndarray, pieces: Sequence[Piece]) -> bool:
+  """Whether both ends of each line have ink where the layout has it.
+
+  A font's marks may confuse a PDF's writer so that glyphs lie on each other.
+  """
+  for piece in pieces:
+    if piece.label != "line" or piece.polygon or piece.vertical:
+      continue
+    left, top, right, bottom = map(round, piece.box)
+    for x in (left, right):
+      strip = pixels[max(0, top) : bottom, max(0, x - 3) : x + 3].astype(int)
+      if strip.size and np.ptp(strip, axis=(0, 1)).max() < _LEAST_INK:
+        return False
+  return True
