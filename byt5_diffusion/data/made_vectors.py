@@ -18,6 +18,7 @@ from byt5_diffusion.data import (
   font_styles,
   images,
   made_pictures,
+  page_boxes,
   sandbox,
   supplies,
   svg_designs,
@@ -88,6 +89,14 @@ class MadeVectors(made_pictures.MadePictures):
       moved
       for region in canvas.regions
       if (moved := _moved(region, scale, height, width, spans))
+    )
+    regions = tuple(
+      dataclasses.replace(
+        region, box=page_boxes.tightened(drawn.image, region.box)
+      )
+      if page_boxes.breaks_anywhere(region.text) and not region.polygon
+      else region
+      for region in regions
     )
     return annotated.Annotated(
       key=key,

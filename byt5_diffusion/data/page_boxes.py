@@ -350,7 +350,7 @@ def _block(
 def tightened(pixels: np.ndarray, box: annotated.Box) -> annotated.Box:
   """The box without edges that look like what is outside of them.
 
-  HarfBuzz (6.0, and maybe others) counts the control points of a CFF font's
+  HarfBuzz (6 as well as 15) counts the control points of a CFF font's
   curves to its glyphs: boxes of East Asian fonts with serifs are too large.
   """
   edges = [round(edge) for edge in box]
