@@ -43,7 +43,7 @@ EXTRAS = {
   "layouts": [
     "pypdfium2>=4.30",
     "resvg-py>=0.2",
-    "weasyprint>=66",
+    "weasyprint>=66,<71",
   ],
   # Mean average precision of boxes.
   "scores": ["pycocotools>=2.0.8"],
@@ -109,6 +109,11 @@ setuptools.setup(
     "byt5_diffusion",
     "byt5_diffusion.conversion",
     "byt5_diffusion.data",
+    "byt5_diffusion.data.downloading",
+    "byt5_diffusion.data.pages",
+    "byt5_diffusion.data.rows",
+    "byt5_diffusion.data.sets",
+    "byt5_diffusion.data.writing",
     "byt5_diffusion.tasks",
     *GIN,
   ],

@@ -57,7 +57,10 @@ def cpu_seconds() -> float:
 
 def write(folder: pathlib.Path, count: int, height: int, width: int) -> None:
   """A tar, a TFRecord file and a parquet file of the same pictures."""
-  from byt5_diffusion.data import crc32c, tf_example
+  from byt5_diffusion.data.rows import (
+    crc32c,
+    tf_example,
+  )
 
   rng = np.random.default_rng(0)
   rows = [
@@ -92,7 +95,11 @@ def write(folder: pathlib.Path, count: int, height: int, width: int) -> None:
 
 def open_numbered(path: str) -> Any:
   """A supply of the tar's pictures and captions."""
-  from byt5_diffusion.data import annotated, catalogue, tables
+  from byt5_diffusion.data import annotated
+  from byt5_diffusion.data.rows import (
+    catalogue,
+    tables,
+  )
 
   def make(row: dict[str, Any], part: int) -> annotated.Annotated:
     del part

@@ -40,7 +40,11 @@ def as_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
 
 def page(rng: np.random.Generator, size: int, height: int = 1536) -> np.ndarray:
   """White paper full of words of many scripts, `size` pixels high."""
-  from byt5_diffusion.data import fonts, typography, words
+  from byt5_diffusion.data.writing import (
+    fonts,
+    typography,
+    words,
+  )
 
   source = words.Words(only_scripts=fonts.available_scripts())
   renderer = typography.Renderer(height=2 * size, width=8 * size)

@@ -11,7 +11,14 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from byt5_diffusion.data import filters, language_id, phrases, words
+from byt5_diffusion.data import (
+  filters,
+  language_id,
+)
+from byt5_diffusion.data.writing import (
+  phrases,
+  words,
+)
 
 
 def captions_per_second(

@@ -14,12 +14,14 @@ import resource
 from byt5_diffusion.data import (
   images,
   languages,
+)
+from byt5_diffusion.data.pages import (
   made_pages,
   made_pictures,
   made_vectors,
-  phrases,
   sandbox,
 )
+from byt5_diffusion.data.writing import phrases
 
 KINDS: dict[str, type[made_pictures.MadePictures]] = {
   "layout": made_pages.MadePages,

@@ -10,7 +10,12 @@ with their styles, captions and boxes.
 import argparse
 import time
 
-from byt5_diffusion.data import fonts, typography, typography_phrases, words
+from byt5_diffusion.data.writing import (
+  fonts,
+  typography,
+  typography_phrases,
+  words,
+)
 
 SIZES = ((16, 48), (32, 128), (64, 256), (128, 512))
 

@@ -3,7 +3,7 @@
   python benchmarks/tesseract.py --strings=200
 
 The same strings, in the same font file, at the same size, black on white with
-the same margin: once by data/shaping.py, once by pango-view (Debian's
+the same margin: once by data/writing/shaping.py, once by pango-view (Debian's
 pango1.0-tools). Every Tesseract model of MODELS that is installed
 (tesseract-ocr-<language>) reads both; vertical models read vertical lines.
 Errors are in grapheme clusters after NFC, spaces left out where the script has
@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 
 from byt5_diffusion import spelling
-from byt5_diffusion.data import (
+from byt5_diffusion.data import text as texts
+from byt5_diffusion.data.writing import (
   fonts,
   phrases,
   rasterizers,
   shaping,
   words,
 )
-from byt5_diffusion.data import text as texts
 
 # Tesseract's model -> mC4's code and the script of the strings.
 MODELS = {

@@ -33,7 +33,15 @@ from byt5_diffusion import (
   spelling,
 )
 from byt5_diffusion import main as main_lib
-from byt5_diffusion.data import fonts, pipeline, rejections, text, words
+from byt5_diffusion.data import (
+  pipeline,
+  rejections,
+  text,
+)
+from byt5_diffusion.data.writing import (
+  fonts,
+  words,
+)
 
 RECIPE = "experiments/tiny.gin"
 READER_RECIPE = "experiments/tiny_ocr.gin"

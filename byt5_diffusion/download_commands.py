@@ -13,7 +13,11 @@ AddCommand = Callable[..., Any]
 def _download(flags: argparse.Namespace) -> None:
   if flags.gin_bindings:
     raise config.ConfigError("download takes no --gin. flags.")
-  from byt5_diffusion.data import address_lists, download_guard, downloads
+  from byt5_diffusion.data.downloading import (
+    address_lists,
+    download_guard,
+    downloads,
+  )
 
   total = flags.max_total_gb
   limits = download_guard.Limits(

@@ -1,7 +1,7 @@
 """What is left out of a run's data, and why: `inspect --filters`.
 
-Data sets look at all their rows when they are opened (data/catalogue.py), and
-tell a ledger what they leave out; this shows the ledgers.
+Data sets look at all their rows when they are opened (data/rows/catalogue.py),
+and tell a ledger what they leave out; this shows the ledgers.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,6 +15,8 @@ from byt5_diffusion import inspection
 from byt5_diffusion.data import (
   annotation_view,
   batch_view,
+)
+from byt5_diffusion.data.writing import (
   paragraphs,
   rasterizers,
 )

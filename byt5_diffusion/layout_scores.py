@@ -4,7 +4,7 @@
   mask_scores     intersection over union of masks, class by class
   anls            average normalised Levenshtein similarity of answers
 
-Character error rates are in spelling.py. Layouts are data/layout_text.py's.
+Character error rates are in spelling.py, layouts in data/sets/layout_text.py.
 """
 
 import contextlib
@@ -18,11 +18,13 @@ import numpy as np
 from byt5_diffusion import spelling
 from byt5_diffusion.data import (
   annotated,
+  images,
+  regions,
+)
+from byt5_diffusion.data.sets import (
   documents,
   docvqa,
-  images,
   layout_text,
-  regions,
 )
 
 _log = logging.getLogger(__name__)

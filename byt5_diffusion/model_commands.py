@@ -54,7 +54,7 @@ def _take_prompts(flags: argparse.Namespace) -> list[Any]:
     raise ConfigError("--num_prompts needs --prompts.")
   if not flags.prompts:
     return []
-  from byt5_diffusion.data import evaluation_prompts
+  from byt5_diffusion.data.sets import evaluation_prompts
 
   prompts = evaluation_prompts.prompts_of(flags.prompts)[: flags.num_prompts]
   flags.texts = [prompt.text for prompt in prompts]

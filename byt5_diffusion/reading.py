@@ -35,11 +35,11 @@ from byt5_diffusion import partitioning as partitioning_lib
 from byt5_diffusion.data import (
   batch_view,
   images,
-  layout_text,
   patches,
   text,
-  words,
 )
+from byt5_diffusion.data.sets import layout_text
+from byt5_diffusion.data.writing import words
 
 PyTree = Any
 Batch = Mapping[str, np.ndarray]
@@ -254,7 +254,7 @@ def read_data(
   Returns:
     scores.json: {"step", "model": scores(..), "tesseract": scores(..)}; those
     of Tesseract are of the texts that it has a model for. Where all texts are
-    layouts (data/layout_text.py), "layout" has layout_scores.of_layouts.
+    layouts (data/sets/layout_text.py), "layout" has layout_scores.of_layouts.
   """
   telemetry.enable_compilation_cache()
   if partitioning.host_layout()[1] > 1:

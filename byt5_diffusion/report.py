@@ -17,7 +17,10 @@ import numpy as np
 from PIL import Image
 
 from byt5_diffusion import spelling
-from byt5_diffusion.data import fonts, words
+from byt5_diffusion.data.writing import (
+  fonts,
+  words,
+)
 
 Metrics = Mapping[str, Mapping[int, float]]
 

@@ -20,11 +20,13 @@ docs/data/calligraphy.md says what is left out, and why.
 """
 
 from byt5_diffusion.data import (
+  seqio_tasks,
+  supplies,
+)
+from byt5_diffusion.data.sets import (
   handwriting,
   kmnist,
   kuzushiji,
-  seqio_tasks,
-  supplies,
 )
 
 TABLE = {

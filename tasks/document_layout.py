@@ -21,7 +21,11 @@ T5X's gin files say `MIXTURE_OR_TASK_NAME = @document_layout.task()` and
 `document_layout.task.name = "document_ocr_reading:..."`.
 """
 
-from byt5_diffusion.data import document_supplies, seqio_tasks, supplies
+from byt5_diffusion.data import (
+  seqio_tasks,
+  supplies,
+)
+from byt5_diffusion.data.sets import document_supplies
 
 _DRAWN = ("", supplies.ANNOTATED)
 _READ = (supplies.READING,)

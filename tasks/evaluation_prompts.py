@@ -1,4 +1,4 @@
-"""Published prompts to draw (data/evaluation_prompts.py), never to train on.
+"""Published prompts to draw, never to train on.
 
   drawtext:/data/drawtext@256x256
   wikispell:/data/wikispell@256x256+only=ko,th
@@ -18,7 +18,8 @@ Options:
 docs/data/prompts.md says where they come from, and what was chosen by them.
 """
 
-from byt5_diffusion.data import evaluation_prompts, seqio_tasks
+from byt5_diffusion.data import seqio_tasks
+from byt5_diffusion.data.sets import evaluation_prompts
 
 TABLE = evaluation_prompts.TABLE
 

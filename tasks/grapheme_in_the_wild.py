@@ -1,4 +1,4 @@
-"""Text in photographs: words, lines and whole scenes (data/scene_text.py).
+"""Text in photographs: words, lines and whole scenes (data/sets/scene_text.py).
 
   grapheme_words:/data/hiertext@32x128             words, cut out upright
   grapheme_words_reading:/data/hiertext@64x16      the same, to be read
@@ -18,7 +18,11 @@ ICDAR15, Total-Text or Street View Text, and the pictures. Options:
 docs/data/scene_text.md says what is left out, and why.
 """
 
-from byt5_diffusion.data import scene_text, seqio_tasks, supplies
+from byt5_diffusion.data import (
+  seqio_tasks,
+  supplies,
+)
+from byt5_diffusion.data.sets import scene_text
 
 TABLE = {
   "grapheme_words": supplies.Kind(scene_text.words),

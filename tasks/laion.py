@@ -1,4 +1,4 @@
-"""Pictures of the web with their captions (data/laion.py).
+"""Pictures of the web with their captions (data/sets/laion.py).
 
   laion_high_resolution:/data/laion@256x256            images to draw
   laion_high_resolution:/data/laion@256x256crop        the same, cropped
@@ -20,7 +20,11 @@ The folder is what `byt5-diffusion download` made of LAION's list. Options:
 docs/data/laion.md says what is left out, and why.
 """
 
-from byt5_diffusion.data import laion, seqio_tasks, supplies
+from byt5_diffusion.data import (
+  seqio_tasks,
+  supplies,
+)
+from byt5_diffusion.data.sets import laion
 
 TABLE = {
   "laion_high_resolution": supplies.Kind(

@@ -38,12 +38,14 @@ import tensorflow as tf
 from byt5_diffusion import feature_converters
 from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import (
-  fonts,
   pictures,
   rejections,
   seqio_tasks,
   task_metrics,
   text,
+)
+from byt5_diffusion.data.writing import (
+  fonts,
   typography,
   words,
 )

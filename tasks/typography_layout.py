@@ -4,8 +4,8 @@
   typography_layout         made up while the run goes on
   typography_layout_files   the user's own .html files
 
-Behind the kind stand "built_in" (its own words, data/phrases.py), the user's
-texts (data/corpora.py) or the folder of .html files, then the size:
+Behind the kind stand "built_in" (its own words, data/writing/phrases.py), the
+user's texts (data/writing/corpora.py) or the folder of .html files, then the size:
 
   typography_layout:built_in@256x256+designs=sign,poster   to draw
   typography_layout_annotated:built_in@512x512             boxes, mask, style
@@ -19,10 +19,12 @@ validation_share, language. docs/data/pages.md says more.
 """
 
 from byt5_diffusion.data import (
-  made_pages,
   seqio_tasks,
-  source_files,
   supplies,
+)
+from byt5_diffusion.data.pages import (
+  made_pages,
+  source_files,
 )
 
 TABLE = {

@@ -3,8 +3,9 @@
   kind                 pictures
   typography_phrases   one to three strings, in any style of the fonts here
 
-Behind the kind stand "built_in" (its own strings, data/phrases.py) or the
-user's texts (plain text or mC4's JSON lines, data/corpora.py), then the size:
+Behind the kind stand "built_in" (its own strings, data/writing/phrases.py) or
+the user's texts (plain text or mC4's JSON lines, data/writing/corpora.py), then
+the size:
 
   typography_phrases:built_in@256x256             to draw
   typography_phrases_annotated:built_in@256x256   boxes, a mask, style numbers
@@ -20,7 +21,11 @@ max_megabytes, num_train, num_validation. docs/data/typography.md says more.
 T5X and other programs that know SeqIO's names only register one by `task`.
 """
 
-from byt5_diffusion.data import seqio_tasks, supplies, typography_phrases
+from byt5_diffusion.data import (
+  seqio_tasks,
+  supplies,
+)
+from byt5_diffusion.data.writing import typography_phrases
 
 TABLE = {
   typography_phrases.NAME: supplies.Kind(typography_phrases.open_phrases)

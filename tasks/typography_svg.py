@@ -16,10 +16,12 @@ language).
 """
 
 from byt5_diffusion.data import (
-  made_vectors,
   seqio_tasks,
-  source_files,
   supplies,
+)
+from byt5_diffusion.data.pages import (
+  made_vectors,
+  source_files,
 )
 
 TABLE = {

@@ -1,4 +1,4 @@
-"""Pictures of Wikipedia with captions in many languages (data/wit.py).
+"""Pictures of Wikipedia with captions in many languages (data/sets/wit.py).
 
   wit:/data/wit_base@256x256                        wikimedia/wit_base, parquet
   wit:/data/wit/*.tsv.gz@512x512+images=/data/wit_images    google/wit
@@ -17,7 +17,11 @@ Options:
 docs/data/wit.md says what is left out, and why.
 """
 
-from byt5_diffusion.data import seqio_tasks, supplies, wit
+from byt5_diffusion.data import (
+  seqio_tasks,
+  supplies,
+)
+from byt5_diffusion.data.sets import wit
 
 TABLE = {"wit": supplies.Kind(wit.open_wit, ("", supplies.ANNOTATED))}
 

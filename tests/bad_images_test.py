@@ -15,13 +15,15 @@ import table_task
 
 from byt5_diffusion.data import (
   annotated,
-  catalogue,
   image_limits,
   images,
   jpeg,
   pictures,
   rejections,
   supplies,
+)
+from byt5_diffusion.data.rows import (
+  catalogue,
   tables,
 )
 

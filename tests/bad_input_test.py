@@ -14,7 +14,12 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import checkpoints, cli, config, train_state
-from byt5_diffusion.data import folder, fonts, pictures, text
+from byt5_diffusion.data import (
+  folder,
+  pictures,
+  text,
+)
+from byt5_diffusion.data.writing import fonts
 
 TINY = "experiments/tiny.gin"
 OWN = "experiments/own_pictures_64.gin"

@@ -14,15 +14,19 @@ from PIL import Image, ImageDraw
 
 from byt5_diffusion.data import (
   annotated,
+  images,
+  rejections,
+  supplies,
+)
+from byt5_diffusion.data.rows import (
   array_files,
   catalogue,
   files,
-  images,
+)
+from byt5_diffusion.data.sets import (
   kmnist,
   kuzushiji,
   page_supply,
-  rejections,
-  supplies,
 )
 from byt5_diffusion.tasks import calligraphy
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from byt5_diffusion import quotes
-from byt5_diffusion.data import caption_words, caption_writer, words
+from byt5_diffusion.data.writing import (
+  caption_words,
+  caption_writer,
+  words,
+)
 
 LOOK = caption_writer.Look(
   kind="sign",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from byt5_diffusion.data import fonts
+from byt5_diffusion.data.writing import fonts
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,14 @@ import table_files
 
 from byt5_diffusion.data import (
   annotated,
-  cached_arrays,
-  catalogue,
   filters,
   images,
   languages,
   rejections,
+)
+from byt5_diffusion.data.rows import (
+  cached_arrays,
+  catalogue,
   tables,
 )
 

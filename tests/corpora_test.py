@@ -6,7 +6,13 @@ import tracemalloc
 
 import pytest
 
-from byt5_diffusion.data import corpora, files, phrases, text, words
+from byt5_diffusion.data import text
+from byt5_diffusion.data.rows import files
+from byt5_diffusion.data.writing import (
+  corpora,
+  phrases,
+  words,
+)
 
 GERMAN = (
   "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind "

@@ -12,18 +12,22 @@ from PIL import Image
 from byt5_diffusion import feature_converters, layout_scores
 from byt5_diffusion.data import (
   annotated,
+  images,
+  rejections,
+)
+from byt5_diffusion.data.rows import json_stream
+from byt5_diffusion.data.sets import (
   coco,
   document_supplies,
   documents,
   docvqa,
-  fonts,
-  images,
-  json_stream,
   layout_text,
+  reading_order,
+)
+from byt5_diffusion.data.writing import (
+  fonts,
   paragraphs,
   rasterizers,
-  reading_order,
-  rejections,
 )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from byt5_diffusion.data import (
+from byt5_diffusion.data.downloading import (
   download_guard,
   img2dataset_runner,
   public_addresses,

@@ -21,15 +21,15 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import cli, download_commands
-from byt5_diffusion.data import (
+from byt5_diffusion.data import images
+from byt5_diffusion.data.downloading import (
   address_lists,
   download_guard,
   downloads,
-  images,
   img2dataset_runner,
-  laion,
-  tables,
 )
+from byt5_diffusion.data.rows import tables
+from byt5_diffusion.data.sets import laion
 
 # What img2dataset does, in short: tries the list, then writes what came of it.
 STAND_IN = """

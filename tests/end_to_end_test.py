@@ -22,7 +22,7 @@ from PIL import Image
 
 from byt5_diffusion import checkpoints, config, recipes, stored_trees
 from byt5_diffusion import main as main_lib
-from byt5_diffusion.data import fonts
+from byt5_diffusion.data.writing import fonts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Recipes of published weights need such: peers/published_recipe_test.py.

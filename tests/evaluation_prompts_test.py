@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import cli, feature_converters, inference
-from byt5_diffusion.data import evaluation_prompts, fonts, seqio_tasks
+from byt5_diffusion.data import seqio_tasks
+from byt5_diffusion.data.sets import evaluation_prompts
+from byt5_diffusion.data.writing import fonts
 from byt5_diffusion.tasks import evaluation_prompts as prompt_tasks
 
 DRAWTEXT = "benchmarks/google-research_drawtext"

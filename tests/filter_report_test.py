@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import cli
-from byt5_diffusion.data import occurrences, tables
+from byt5_diffusion.data import occurrences
+from byt5_diffusion.data.rows import tables
 
 pytest.importorskip("seqio")
 pa = pytest.importorskip("pyarrow")

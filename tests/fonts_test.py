@@ -11,7 +11,10 @@ import tarfile
 
 import pytest
 
-from byt5_diffusion.data import fonts, words
+from byt5_diffusion.data.writing import (
+  fonts,
+  words,
+)
 
 
 @pytest.fixture

@@ -15,20 +15,24 @@ pytest.importorskip("pypdfium2")
 from byt5_diffusion import quotes
 from byt5_diffusion.data import (
   annotated,
-  chromium,
-  fonts,
-  html_pages,
   images,
   languages,
+  pictures,
+  supplies,
+)
+from byt5_diffusion.data.pages import (
+  chromium,
+  html_pages,
   made_pages,
   page_boxes,
   page_designs,
   page_kinds,
   page_writer,
-  phrases,
-  pictures,
   sandbox,
-  supplies,
+)
+from byt5_diffusion.data.writing import (
+  fonts,
+  phrases,
   words,
 )
 

@@ -24,13 +24,13 @@ from byt5_diffusion.data import (
   annotated,
   annotation_view,
   batch_view,
-  fonts,
   languages,
   patches,
   pipeline,
   rejections,
   text,
 )
+from byt5_diffusion.data.writing import fonts
 
 RECIPE = """
 from __gin__ import dynamic_registration

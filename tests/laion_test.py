@@ -16,16 +16,18 @@ import tensorflow as tf
 from PIL import Image
 
 from byt5_diffusion.data import (
-  catalogue,
-  fetched,
   filters,
   images,
-  laion,
   languages,
   pictures,
   rejections,
   seqio_tasks,
   supplies,
+)
+from byt5_diffusion.data.rows import catalogue
+from byt5_diffusion.data.sets import (
+  fetched,
+  laion,
 )
 from byt5_diffusion.tasks import laion as laion_tasks
 

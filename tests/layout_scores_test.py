@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from byt5_diffusion import layout_scores
-from byt5_diffusion.data import annotated, documents, layout_text
+from byt5_diffusion.data import annotated
+from byt5_diffusion.data.sets import (
+  documents,
+  layout_text,
+)
 
 Part = documents.Part
 WHOLE = (0.0, 0.0, 1.0, 1.0)

@@ -4,7 +4,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from byt5_diffusion.data import annotated, documents, layout_text
+from byt5_diffusion.data import annotated
+from byt5_diffusion.data.sets import (
+  documents,
+  layout_text,
+)
 
 Part = documents.Part
 share = st.floats(0, 1)

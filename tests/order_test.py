@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from byt5_diffusion.data import order
+from byt5_diffusion.data.rows import order
 
 
 def _order(sizes, **options):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from byt5_diffusion.data import outlines
+from byt5_diffusion.data.sets import outlines
 
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 BOX = ((20, 10), (80, 10), (80, 30), (20, 30))

@@ -8,11 +8,13 @@ from PIL import Image, ImageDraw
 
 from byt5_diffusion.data import (
   annotated,
-  handwriting,
   images,
+  rejections,
+)
+from byt5_diffusion.data.sets import (
+  handwriting,
   page_supply,
   page_xml,
-  rejections,
   xml_trees,
 )
 

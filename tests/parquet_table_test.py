@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import table_files
 
-from byt5_diffusion.data import (
+from byt5_diffusion.data.rows import (
   block_cache,
   parquet_table,
   tables,

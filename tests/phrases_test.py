@@ -8,12 +8,14 @@ import pytest
 import regex
 
 from byt5_diffusion.data import (
-  cldr,
   languages,
+  text,
+)
+from byt5_diffusion.data.writing import (
+  cldr,
   phrase_lists,
   phrases,
   romanization,
-  text,
   words,
 )
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from byt5_diffusion import feature_converters
 from byt5_diffusion.data import (
   annotated,
-  document_supplies,
   images,
   languages,
   regions,
   supplies,
 )
 from byt5_diffusion.data import pictures as pictures_lib
+from byt5_diffusion.data.sets import document_supplies
 
 TABLE, TEXT = annotated.LABELS.index("table"), annotated.LABELS.index("text")
 

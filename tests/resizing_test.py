@@ -17,8 +17,8 @@ from byt5_diffusion.data import (
   pictures,
   resizing,
   supplies,
-  tables,
 )
+from byt5_diffusion.data.rows import tables
 
 RNG = np.random.default_rng(3)
 SIDES = strategies.integers(1, 400)

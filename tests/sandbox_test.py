@@ -21,12 +21,14 @@ pytest.importorskip("pypdfium2")
 pytest.importorskip("resvg_py")
 
 from byt5_diffusion.data import (
-  confinement,
   images,
   rejections,
+  supplies,
+)
+from byt5_diffusion.data.pages import (
+  confinement,
   sandbox,
   source_files,
-  supplies,
 )
 
 SVG = (

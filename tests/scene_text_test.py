@@ -11,20 +11,24 @@ from PIL import Image, ImageDraw
 from byt5_diffusion import quotes
 from byt5_diffusion.data import (
   annotated,
-  descriptions,
-  files,
-  hiertext,
-  icdar,
   images,
-  json_stream,
   languages,
-  page_supply,
-  picture_folder,
   regions,
   rejections,
-  scene_text,
   supplies,
   text,
+)
+from byt5_diffusion.data.rows import (
+  files,
+  json_stream,
+)
+from byt5_diffusion.data.sets import (
+  descriptions,
+  hiertext,
+  icdar,
+  page_supply,
+  picture_folder,
+  scene_text,
   written_pages,
 )
 from byt5_diffusion.tasks import grapheme_in_the_wild

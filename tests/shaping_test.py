@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import uharfbuzz as hb
 
-from byt5_diffusion.data import (
+from byt5_diffusion.data.writing import (
   font_styles,
   fonts,
   phrases,

@@ -13,19 +13,23 @@ pytest.importorskip("pypdfium2")
 from byt5_diffusion import quotes
 from byt5_diffusion.data import (
   annotated,
-  chromium,
-  fonts,
   images,
   languages,
+  supplies,
+)
+from byt5_diffusion.data.pages import (
+  chromium,
   made_vectors,
   page_designs,
   page_writer,
-  phrases,
   sandbox,
-  supplies,
   svg_designs,
   svg_kinds,
   svg_pictures,
+)
+from byt5_diffusion.data.writing import (
+  fonts,
+  phrases,
   words,
 )
 

@@ -8,7 +8,11 @@ import tarfile
 
 import pytest
 
-from byt5_diffusion.data import crc32c, images, tf_example
+from byt5_diffusion.data import images
+from byt5_diffusion.data.rows import (
+  crc32c,
+  tf_example,
+)
 
 
 def write_parquet(path, rows) -> None:

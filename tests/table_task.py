@@ -8,10 +8,12 @@ from PIL import Image
 
 from byt5_diffusion.data import (
   annotated,
-  catalogue,
   pipeline,
   seqio_tasks,
   supplies,
+)
+from byt5_diffusion.data.rows import (
+  catalogue,
   tables,
 )
 

@@ -12,10 +12,10 @@ pytest.importorskip("fsspec")
 import fsspec
 import table_files
 
-from byt5_diffusion.data import (
+from byt5_diffusion.data import rejections
+from byt5_diffusion.data.rows import (
   cached_arrays,
   files,
-  rejections,
   tables,
   tar_table,
 )

@@ -11,10 +11,8 @@ pytest.importorskip("fsspec")
 
 import table_files
 
-from byt5_diffusion.data import (
-  rejections,
-  tables,
-)
+from byt5_diffusion.data import rejections
+from byt5_diffusion.data.rows import tables
 
 
 @pytest.fixture(autouse=True)

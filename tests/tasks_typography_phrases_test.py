@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import font_styles, fonts, text, typography_phrases
+from byt5_diffusion.data import text
+from byt5_diffusion.data.writing import (
+  font_styles,
+  fonts,
+  typography_phrases,
+)
 
 seqio = pytest.importorskip("seqio")
 

@@ -10,10 +10,12 @@ import tensorflow as tf
 
 from byt5_diffusion import feature_converters
 from byt5_diffusion.data import (
-  fonts,
   patches,
   rejections,
   text,
+)
+from byt5_diffusion.data.writing import (
+  fonts,
   typography,
   words,
 )

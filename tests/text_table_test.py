@@ -11,10 +11,10 @@ pytest.importorskip("fsspec")
 
 import table_files
 
-from byt5_diffusion.data import (
+from byt5_diffusion.data import rejections
+from byt5_diffusion.data.rows import (
   block_cache,
   cached_arrays,
-  rejections,
   tables,
 )
 
@@ -69,7 +69,7 @@ def test_other_encodings_are_named(kind, tmp_path):
 
 
 def test_long_fields_and_many_blocks(tmp_path, monkeypatch):
-  monkeypatch.setattr("byt5_diffusion.data.text_table.BLOCK_BYTES", 1000)
+  monkeypatch.setattr("byt5_diffusion.data.rows.text_table.BLOCK_BYTES", 1000)
   rows = [{"id": str(i), "text": "é\n" * (i * 97 % 300)} for i in range(60)]
   rows[7]["text"] = "x" * 300_000  # csv's own limit is 131,072.
   for kind in ("tsv", "csv.gz", "jsonl", "jsonl.gz"):
@@ -81,7 +81,8 @@ def test_long_fields_and_many_blocks(tmp_path, monkeypatch):
 
 
 def test_a_quote_that_never_ends_is_one_bad_row(tmp_path, monkeypatch):
-  monkeypatch.setattr("byt5_diffusion.data.text_rows.MAX_ROW_BYTES", 200_000)
+  limit = "byt5_diffusion.data.rows.text_rows.MAX_ROW_BYTES"
+  monkeypatch.setattr(limit, 200_000)
   before = csv.field_size_limit(1000)
   lines = [f"{i}\tgood {'x' * 90}\n" for i in range(9000)]
   lines[3] = '3\t"never closed\n'

@@ -8,7 +8,7 @@ pytest.importorskip("fsspec")
 
 import table_files
 
-from byt5_diffusion.data import (
+from byt5_diffusion.data.rows import (
   crc32c,
   tables,
   tf_example,

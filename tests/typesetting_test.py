@@ -8,11 +8,13 @@ import pytest
 
 from byt5_diffusion.data import (
   annotated,
-  designs,
+  text,
+)
+from byt5_diffusion.data.pages import designs
+from byt5_diffusion.data.writing import (
   font_styles,
   fonts,
   shaping,
-  text,
   typesetting,
   typography,
   words,

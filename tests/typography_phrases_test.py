@@ -10,11 +10,13 @@ import pytest
 from byt5_diffusion import quotes
 from byt5_diffusion.data import (
   annotated,
+  languages,
+  supplies,
+)
+from byt5_diffusion.data.writing import (
   font_styles,
   fonts,
-  languages,
   phrases,
-  supplies,
   typography_phrases,
   words,
 )

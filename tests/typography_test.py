@@ -13,7 +13,13 @@ import unicodedata
 import numpy as np
 import pytest
 
-from byt5_diffusion.data import bidi, fonts, rasterizers, typography, words
+from byt5_diffusion.data.writing import (
+  bidi,
+  fonts,
+  rasterizers,
+  typography,
+  words,
+)
 
 SCRIPTS = sorted(fonts.TABLE)
 STRINGS = 5

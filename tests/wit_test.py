@@ -17,11 +17,13 @@ import tensorflow as tf
 from PIL import Image
 
 from byt5_diffusion.data import (
-  image_addresses,
   images,
   languages,
   rejections,
   seqio_tasks,
+)
+from byt5_diffusion.data.sets import (
+  image_addresses,
   wit,
   wit_captions,
 )

@@ -5,7 +5,11 @@ import unicodedata
 
 import pytest
 
-from byt5_diffusion.data import text, word_lists, words
+from byt5_diffusion.data import text
+from byt5_diffusion.data.writing import (
+  word_lists,
+  words,
+)
 
 SOURCES = [
   words.Words(),

@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import sys
 
-from byt5_diffusion.data import fonts
+from byt5_diffusion.data.writing import fonts
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """A picture and what is known of it, whichever data set it comes from.
 
-Data sets (data/laion.py, data/wit.py, ...) read their own formats into these;
+Data sets (data/sets/laion.py, ...) read their own formats into these;
 supplies.py makes task features of them.
 """
 

@@ -15,9 +15,9 @@ from byt5_diffusion.data import (
   annotated,
   batch_view,
   languages,
-  paragraphs,
   text,
 )
+from byt5_diffusion.data.writing import paragraphs
 
 Color = tuple[int, int, int]
 

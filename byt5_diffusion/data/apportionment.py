@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from byt5_diffusion.data import words
+from byt5_diffusion.data.writing import words
 
 WINDOW = 1 << 10
 BLOCK = 64 * WINDOW

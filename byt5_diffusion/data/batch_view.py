@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from byt5_diffusion import feature_converters
-from byt5_diffusion.data import pieces, records, rejections, text, words
+from byt5_diffusion.data import (
+  pieces,
+  records,
+  rejections,
+  text,
+)
+from byt5_diffusion.data.writing import words
 
 Batch = Mapping[str, np.ndarray]
 FEATURES = {

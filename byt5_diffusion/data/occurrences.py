@@ -5,7 +5,14 @@ from typing import Any
 
 import tqdm
 
-from byt5_diffusion.data import cached_arrays, duplicates, images, tables
+from byt5_diffusion.data import (
+  duplicates,
+  images,
+)
+from byt5_diffusion.data.rows import (
+  cached_arrays,
+  tables,
+)
 
 
 def of_table(
@@ -18,7 +25,7 @@ def of_table(
 
   Args:
     name: for messages.
-    table: data/tables.py.
+    table: data/rows/tables.py.
     columns: all that `caption_of` looks at.
     caption_of: row -> its caption; images.BadImage: it has none.
   """

@@ -15,12 +15,12 @@ from byt5_diffusion.data import captions as captions_lib
 from byt5_diffusion.data import (
   mixture,
   native_logs,
-  order,
   pictures,
   pieces,
   supplies,
   task_metrics,
 )
+from byt5_diffusion.data.rows import order
 
 with native_logs.quiet():
   import seqio
@@ -161,7 +161,7 @@ class SupplySource(NumberedSource):
   ) -> tf.data.Dataset:
     """Shard s of V has places s, s + V, ... of the one order of all.
 
-    Every pass over the data set has another order (data/order.py).
+    Every pass over the data set has another order (data/rows/order.py).
     """
     count = self.num_input_examples(split)
     seed = 0 if seed is None or not shuffle else seed

@@ -25,7 +25,7 @@ import t5x_command
 from PIL import Image
 
 from byt5_diffusion import checkpoints, config, stored_trees
-from byt5_diffusion.data import fonts
+from byt5_diffusion.data.writing import fonts
 
 pytestmark = pytest.mark.slow
 

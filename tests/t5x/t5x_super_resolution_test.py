@@ -9,7 +9,7 @@ import pytest
 import t5x_command
 
 from byt5_diffusion import checkpoints, stored_trees
-from byt5_diffusion.data import fonts
+from byt5_diffusion.data.writing import fonts
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""Strangers' pictures fetched behind a guard."""

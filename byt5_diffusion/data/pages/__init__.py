@@ -1,0 +1,1 @@
+"""Pages and vector graphics made up, and rendered in a sandbox."""

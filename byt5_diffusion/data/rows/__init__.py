@@ -1,0 +1,1 @@
+"""Rows of big files by number: tables, indexes, catalogues, order."""

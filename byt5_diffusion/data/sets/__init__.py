@@ -1,0 +1,1 @@
+"""Published data sets' own formats, as annotated pictures."""

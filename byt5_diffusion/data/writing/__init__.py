@@ -1,0 +1,1 @@
+"""Text as pictures: strings, fonts, shaping, typesetting, captions."""
