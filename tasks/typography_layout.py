@@ -5,7 +5,8 @@
   typography_layout_files   the user's own .html files
 
 Behind the kind stand "built_in" (its own words, data/writing/phrases.py), the
-user's texts (data/writing/corpora.py) or the folder of .html files, then the size:
+user's texts (data/writing/corpora.py) or the folder of .html files, then the
+size:
 
   typography_layout:built_in@256x256+designs=sign,poster   to draw
   typography_layout_annotated:built_in@512x512             boxes, mask, style

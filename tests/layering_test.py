@@ -55,8 +55,8 @@ LAYERS: dict[str, tuple[str, str]] = {
   ),
   "programs": (
     "inspection inspection_picture named_tasks planning trial validation"
-    " validation_report evaluation inference preparation reading report t5x_hooks trainer"
-    " cascade prompts run_info trained variables aesthetics"
+    " validation_report evaluation inference preparation reading report"
+    " t5x_hooks trainer cascade prompts run_info trained variables aesthetics"
     " filter_report language_report",
     "package maths samplers guidance data machinery conversion scores models",
   ),

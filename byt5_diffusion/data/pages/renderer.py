@@ -1,4 +1,4 @@
-"""The worker process of sandbox.py: python -m byt5_diffusion.data.pages.renderer.
+"""The worker process of sandbox.py, run as a module.
 
 Reads frames from standard input until it ends, and writes one answer for each.
 """
