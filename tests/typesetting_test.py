@@ -10,8 +10,8 @@ from byt5_diffusion.data import (
   annotated,
   text,
 )
-from byt5_diffusion.data.pages import designs
 from byt5_diffusion.data.writing import (
+  designs,
   font_styles,
   fonts,
   shaping,

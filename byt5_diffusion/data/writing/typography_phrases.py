@@ -22,10 +22,10 @@ from byt5_diffusion.data import (
   languages,
   rejections,
 )
-from byt5_diffusion.data.pages import designs
 from byt5_diffusion.data.writing import (
   caption_writer,
   corpora,
+  designs,
   fonts,
   phrases,
   typesetting,
