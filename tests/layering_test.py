@@ -97,6 +97,16 @@ ALLOWED_FOREIGN = {
 }
 # The modules that import TensorFlow when they are imported; others of theirs
 # import these, or TensorFlow, inside a function.
+# Room of data/ -> the other rooms that its modules may import. What lies beside
+# them, "data", is everybody's.
+ROOMS = {
+  "data": "rows writing",
+  "rows": "data",
+  "writing": "data rows",
+  "sets": "data rows writing",
+  "pages": "data rows writing",
+  "downloading": "data rows",
+}
 TENSORFLOW_AT_ONCE = {"data.live", "data.seqio_converter", "data.seqio_tasks"}
 TENSORFLOW_LATE = {"conversion.mesh_tf_files", "feature_converters"}
 
@@ -106,6 +116,12 @@ MAX_FUNCTION_LINES = 70
 LONGER_FUNCTIONS = {("trainer", "train"): 150}
 MAX_TOOL_LINES = 60
 BAD_NAMES = {"utils", "util", "common", "helpers", "misc", "manager", "factory"}
+
+
+def room_of(module: str) -> str:
+  """The room of a module of data/: "data" if it lies in none."""
+  parts = module.split(".")
+  return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +213,19 @@ def test_every_module_has_one_layer() -> None:
   assert not gone
   for _, allowed in LAYERS.values():
     assert set(allowed.split()) <= set(LAYERS)
+
+
+def test_rooms_of_the_data_know_what_they_may() -> None:
+  folders = {p.parent.name for m, p in MODULES.items() if m.startswith("data.")}
+  assert folders == set(ROOMS)
+  for module in MODULES:
+    if module.split(".")[0] != "data":
+      continue
+    allowed = {room_of(module), *ROOMS[room_of(module)].split()}
+    for found in imports(module):
+      if found.ours and found.name.startswith("data."):
+        where = f"{MODULES[module].relative_to(ROOT)}:{found.line}"
+        assert room_of(found.name) in allowed, f"{where}: {found.name}"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
