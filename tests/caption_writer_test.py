@@ -94,6 +94,13 @@ def test_a_colour_between_two_names_has_none():
   assert caption_writer.color_name((0, 255, 255)) == ""
 
 
+def test_what_has_a_hue_is_not_called_gray_white_or_black():
+  """Teal, cream, night blue and dark red; ivory is white enough."""
+  for color in ((15, 118, 116), (246, 252, 201), (0, 48, 73), (43, 15, 15)):
+    assert caption_writer.color_name(color) == ""
+  assert caption_writer.color_name((253, 246, 227)) == "white"
+
+
 @pytest.mark.parametrize("code", caption_writer.LANGUAGES)
 def test_a_languages_words_are_whole(code):
   known = caption_words.LANGUAGES[code]

@@ -383,7 +383,7 @@ def test_no_more_text_stands_on_a_page_than_is_wanted() -> None:
     page = supply.read("train", index, 0, "en")
     assert len(page.transcription.encode()) <= 150
     assert len(page.text.encode()) <= 120
-  hopeless = dataclasses.replace(supply, max_bytes=1)
+  hopeless = dataclasses.replace(supply, max_bytes=1, max_caption=0)
   with pytest.raises(images.BadImage, match="more than 1 bytes"):
     hopeless.read("train", 0, 0, "en")
 

@@ -67,7 +67,9 @@ class MadePages(made_pictures.MadePictures):
       design.head_ink or style.strong,
       design.head_paper or style.paper,
       design.vertical,
+      design.numbers.get("weight", 700.0) >= 700 and style.head.bold,
     )
+    quoted, look = made_pictures.told(quoted, design.headed, look, rng)
     caption = caption_writer.write(quoted, look, rng, code)
     self.check_length(caption, _said(design))
     drawn = sandbox.pool().draw(
@@ -171,4 +173,4 @@ def _numbers(
   for name, color in (("ink", ink), ("paper", paper)):
     for channel, value in zip(("red", "green", "blue"), color, strict=True):
       found[f"{name}_{channel}"] = value / 255
-  return found
+  return {**found, **design.numbers}

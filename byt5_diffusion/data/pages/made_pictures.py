@@ -211,13 +211,35 @@ def look(
   ink: page_designs.Color,
   paper: page_designs.Color,
   vertical: bool,
+  bold: bool | None = None,
 ) -> caption_writer.Look:
-  """What a caption may say of headlines."""
+  """What a caption may say of headlines; `bold`: None as the style says."""
   return caption_writer.Look(
     kind=kind,
     family=style.head.style.kind,
-    bold=style.head.bold,
+    bold=style.head.bold if bold is None else bold,
     vertical=vertical or None,
     ink=ink,
     paper=paper,
   )
+
+
+def told(
+  quoted: list[str],
+  headed: int,
+  look: caption_writer.Look,
+  rng: np.random.Generator,
+) -> tuple[list[str], caption_writer.Look]:
+  """What a caption quotes, and what it may say of all of that.
+
+  Args:
+    quoted: all that it may quote.
+    headed: how many of them, from the first on, look as `look` says. If not
+      all do, either those are quoted, or nothing is said of the letters.
+    look: of headlines.
+  """
+  if headed == len(quoted):
+    return quoted, look
+  if headed and rng.uniform() < 0.5:
+    return quoted[:headed], look
+  return quoted, caption_writer.Look(kind=look.kind)

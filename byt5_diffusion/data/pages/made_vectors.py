@@ -78,6 +78,7 @@ class MadeVectors(made_pictures.MadePictures):
     look = made_pictures.look(
       canvas.kind, canvas.style, canvas.ink, canvas.paper, vertical
     )
+    quoted, look = made_pictures.told(quoted, canvas.headed(), look, rng)
     caption = caption_writer.write(quoted, look, rng, code)
     lines = [r.text for r in canvas.regions if r.label == "line"]
     self.check_length(caption, "\n".join(lines))

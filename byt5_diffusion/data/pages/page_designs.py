@@ -12,7 +12,7 @@ import colorsys
 import dataclasses
 import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,7 @@ _LEADING = {
   "Mymr": 2.0, "Sinh": 1.55, "Taml": 1.55, "Telu": 1.7, "Thai": 1.65,
   "Tibt": 1.8,
 }  # fmt: skip
+DOWN_LEADING = 1.12  # Of headlines that run downwards.
 _MIN_CONTRAST = 4.5  # Of WCAG 2, level AA.
 
 
@@ -255,7 +256,9 @@ class Design:
     root: size of the root's font, in shares of the page's shorter side.
     head_size: rem of the headline.
     head_ink, head_paper: its colours; None: the accent's and the page's.
-    vertical: whether what is quoted runs from top to bottom.
+    vertical: whether the headline runs from top to bottom.
+    headed: how many of `quoted`, from the first on, look as the headline does.
+    numbers: of annotated.STYLE, where the headline is not as Style has it.
   """
 
   kind: str
@@ -268,6 +271,8 @@ class Design:
   head_ink: Color | None = None
   head_paper: Color | None = None
   vertical: bool = False
+  headed: int = 1
+  numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def block(label: str, text: str, kind: str = "", tag: str = "div") -> str:
@@ -303,7 +308,7 @@ def document(design: Design, style: Style, writer: page_writer.Writer) -> str:
     f"font-weight:{'bold' if style.head.bold else 'normal'};"
     f"line-height:{head_leading(style):.3f}}}"
     f"h1{{letter-spacing:{style.tracking}em}}"
-    ".down b{display:block;font-weight:inherit;line-height:1.12;"
+    f".down b{{display:block;font-weight:inherit;line-height:{DOWN_LEADING};"
     "text-align:center;width:1.1em;margin:0 auto;"
     "font-feature-settings:'vert'}"
     f".p{{text-align:{justify}}}.num{{white-space:nowrap}}"

@@ -137,6 +137,7 @@ def label(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     body=body,
     css=style,
     quoted=(brand, what),
+    headed=0,
     proportion=w.pick((1.0, 1.2, 0.9)),
     head_size=large,
     head_ink=s.strong,
@@ -175,11 +176,15 @@ def book_cover(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     body=body,
     css=style,
     quoted=(author, title, house),
+    headed=0,
     proportion=w.pick((0.66, 0.7)),
     head_size=size,
     head_ink=s.on_accent,
     head_paper=s.accent,
     vertical=vertical,
+    numbers={"tracking": 0.0, "leading": pages.DOWN_LEADING}
+    if vertical
+    else {},
   )
 
 
@@ -304,6 +309,7 @@ def web_page(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     body=body,
     css=style,
     quoted=(brand, head, button),
+    headed=0,
     proportion=w.pick((1.2, 1.33)),
     head_size=large,
     head_ink=s.ink,
@@ -339,6 +345,7 @@ def quotation(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     proportion=1.0,
     head_size=large,
     head_ink=s.ink,
+    numbers={"weight": 400.0, "leading": s.leading},
   )
 
 

@@ -107,6 +107,7 @@ def menu(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     body=body,
     css=style,
     quoted=tuple(quoted),
+    headed=len(quoted),
     head_size=s.size_for(title, 26, 4, 1),
     head_ink=s.strong,
   )
@@ -152,9 +153,11 @@ def newspaper(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     body=body,
     css=style,
     quoted=(name, head),
+    headed=2,
     proportion=w.pick((0.7, 0.8)),
     head_size=large,
     head_ink=s.ink,
+    numbers={"tracking": 0.0},
   )
 
 
@@ -185,6 +188,7 @@ def book_page(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     proportion=0.68,
     head_size=large,
     head_ink=s.ink,
+    numbers={"tracking": 0.0},
   )
 
 
@@ -240,7 +244,7 @@ def letter(w: page_writer.Writer, s: pages.Style) -> pages.Design:
   sender, greeting = w.name(), w.words(1, 3)
   comma = w.marks[0].strip()
   body = (
-    pages.block("page-header", sender, "f", "p")
+    pages.block("page-header", sender, "f head", "p")
     + pages.block("text", w.date(), "d", "p")
     + pages.block("section-header", f"{greeting}{comma}", "g", "p")
     + "".join(
@@ -251,7 +255,7 @@ def letter(w: page_writer.Writer, s: pages.Style) -> pages.Design:
   )
   style = (
     "body{padding:3.2rem 3.6rem;box-sizing:border-box;font-size:1.2rem}"
-    f".f{{font-size:1.7rem;font-weight:bold;color:{pages.css(s.strong)};"
+    f".f{{font-size:1.7rem;color:{pages.css(s.strong)};"
     f"border-bottom:.2rem solid {pages.css(s.accent)};padding-bottom:.4rem}}"
     ".d{text-align:end;margin:1.4rem 0}.g{margin-bottom:1rem}"
     ".b{margin-bottom:.9rem}.n{margin-top:2rem;font-size:1.5rem}"
@@ -264,6 +268,7 @@ def letter(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     proportion=0.707,
     head_size=1.7,
     head_ink=s.strong,
+    numbers={"tracking": 0.0},
   )
 
 
@@ -323,6 +328,7 @@ def glossary(w: page_writer.Writer, s: pages.Style) -> pages.Design:
     proportion=0.75,
     head_size=s.size_for(head, 30, 2, 1),
     head_ink=s.ink,
+    numbers={"tracking": 0.0},
   )
 
 

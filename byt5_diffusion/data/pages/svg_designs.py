@@ -11,6 +11,7 @@ import functools
 import html
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import uharfbuzz as hb
@@ -33,6 +34,14 @@ IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 # Letters that stand alone, and may be set along a curve one by one.
 LOOSE = frozenset(("Armn", "Cyrl", "Geor", "Grek", "Hans", "Hant", "Hebr"))
 LOOSE |= {"Jpan", "Kore", "Latn"}
+
+
+class Written(NamedTuple):
+  """How a line is written: size in the view box's units, paint, weight."""
+
+  size: float
+  fill: str
+  bold: bool
 
 
 class CannotPlace(ValueError):
@@ -73,8 +82,9 @@ class Canvas:
     style, writer: looks and words.
     parts: what is in it so far.
     regions: of all text, in the view box's units.
+    written: {line: how it is written}, when it came first.
     quoted: what a caption quotes.
-    ink, paper: colours of that.
+    ink, paper: colours of the headline, which is the first one quoted.
     numbers: of annotated.STYLE.
   """
 
@@ -85,6 +95,7 @@ class Canvas:
   kind: str = ""
   parts: list[str] = dataclasses.field(default_factory=list)
   regions: list[annotated.Region] = dataclasses.field(default_factory=list)
+  written: dict[str, Written] = dataclasses.field(default_factory=dict)
   quoted: list[str] = dataclasses.field(default_factory=list)
   ink: page_designs.Color = (0, 0, 0)
   paper: page_designs.Color = (255, 255, 255)
@@ -173,6 +184,7 @@ class Canvas:
     else:
       self.add(_outlines(line.text, placed, fill, matrix))
     self._note(line, placed, matrix, label)
+    self.written.setdefault(text, Written(size, fill, bold))
     return size
 
   def _text_element(
@@ -233,6 +245,7 @@ class Canvas:
       placed += [(g, own) for g in line.glyphs if start <= g.start < end]
     self.add(_outlines(line.text, placed, fill, IDENTITY))
     self._note(line, placed, IDENTITY, "line")
+    self.written.setdefault(text, Written(size, fill, True))
 
   def _note(
     self,
@@ -273,6 +286,15 @@ class Canvas:
           vertical=line.vertical,
         )
       )
+
+  def headed(self) -> int:
+    """How many of what is quoted, from the first on, have a headline's look."""
+    ink, count = page_designs.css(self.ink), 0
+    for text in self.quoted:
+      if self.written[text].fill != ink or not self.written[text].bold:
+        break
+      count += 1
+    return count
 
   def svg(self) -> str:
     """The whole file."""

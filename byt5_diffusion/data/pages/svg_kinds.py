@@ -44,7 +44,7 @@ def badge(c: svg.Canvas) -> None:
     c.text(main, 240, 240, 76, ink, most=310)
     c.text(below, 240, 326, 32, ink, most=250, bold=False)
     c.quoted += [main, below]
-  _head(c, 60, s.accent, s.on_accent)
+  _head(c, s.accent, s.on_accent)
 
 
 def logo(c: svg.Canvas) -> None:
@@ -87,7 +87,7 @@ def logo(c: svg.Canvas) -> None:
     motto, 216, 224, 28, pages.css(s.ink), anchor="start", most=390, bold=False
   )
   c.quoted += [name, motto]
-  _head(c, 84, s.paper, s.strong)
+  _head(c, s.paper, s.strong)
 
 
 def bars(c: svg.Canvas) -> None:
@@ -120,7 +120,7 @@ def bars(c: svg.Canvas) -> None:
     name = c.fitting(w.word, 22, step * 0.92)
     c.text(name, x + step / 2, 436, 22, ink, most=step * 0.92, bold=False)
   c.quoted.append(title)
-  _head(c, 36, s.paper, s.strong)
+  _head(c, s.paper, s.strong)
 
 
 def pie(c: svg.Canvas) -> None:
@@ -156,7 +156,7 @@ def pie(c: svg.Canvas) -> None:
     c.add(f'<circle cx="{x}" cy="{y}" r="66" fill="{pages.css(s.paper)}"/>')
     c.text(w.number(10, 99), x, y + 16, 44, ink)
   c.quoted.append(title)
-  _head(c, 34, s.paper, s.strong)
+  _head(c, s.paper, s.strong)
 
 
 def flow(c: svg.Canvas) -> None:
@@ -194,14 +194,14 @@ def flow(c: svg.Canvas) -> None:
     text = c.fitting(lambda: w.words(1, 2), 27, 160)
     c.text(text, x, y + 9, 27, pages.css(s.on_accent), most=160)
     c.quoted.append(text)
-  _head(c, 27, s.accent, s.on_accent)
+  _head(c, s.accent, s.on_accent)
 
 
 def chart_of_places(c: svg.Canvas) -> None:
   """A map: land, water, roads, and names that lie aslant."""
   w, s = c.writer, c.style
   c.kind, c.width, c.height = "", 600, 520
-  water, land = "#cfe3ef", pages.css(_mixed((244, 239, 226), s.soft, 0.2))
+  water, ground = "#cfe3ef", _mixed((244, 239, 226), s.soft, 0.2)
   svg.background(c, water)
   points = []
   for i in range(14):
@@ -212,7 +212,7 @@ def chart_of_places(c: svg.Canvas) -> None:
     )
   path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
   c.add(
-    f'<polygon points="{path}" fill="{land}" stroke="#9a927c" '
+    f'<polygon points="{path}" fill="{pages.css(ground)}" stroke="#9a927c" '
     'stroke-width="3" stroke-linejoin="round"/>'
   )
   road = [
@@ -237,7 +237,7 @@ def chart_of_places(c: svg.Canvas) -> None:
     name, at = c.fitting(w.word, 20, 120), x + jitter + 13
     c.text(name, at, y + 7, 20, "#222222", anchor="start", most=120, bold=False)
   c.text(w.words(1, 2), 300, 506, 24, "#2a5d80", most=240, bold=False)
-  _head(c, 46, (244, 239, 226), (60, 58, 51))
+  _head(c, ground, (60, 58, 51))
 
 
 def icons(c: svg.Canvas) -> None:
@@ -267,7 +267,7 @@ def icons(c: svg.Canvas) -> None:
       name = c.fitting(w.word, 26, 150)
       c.text(name, x, y + 90, 26, pages.css(s.ink), most=150)
       c.quoted.append(name)
-  _head(c, 26, s.paper, s.ink)
+  _head(c, s.paper, s.ink)
 
 
 def ribbon(c: svg.Canvas) -> None:
@@ -291,7 +291,7 @@ def ribbon(c: svg.Canvas) -> None:
   text = c.fitting(lambda: w.words(1, 3), 50, 390)
   c.text(text, 310, 158, 50, pages.css(s.on_accent), most=390, matrix=matrix)
   c.quoted.append(text)
-  _head(c, 50, s.accent, s.on_accent)
+  _head(c, s.accent, s.on_accent)
 
 
 def banner(c: svg.Canvas) -> None:
@@ -311,7 +311,7 @@ def banner(c: svg.Canvas) -> None:
   else:
     c.text(text, 110, 282, 72, ink, most=420, matrix=svg.turn(-90, 110, 260))
   c.quoted.append(text)
-  _head(c, 72, s.accent, s.on_accent)
+  _head(c, s.accent, s.on_accent)
   c.numbers["vertical"] = float(w.vertical)
 
 
@@ -343,15 +343,14 @@ def poem(c: svg.Canvas) -> None:
       line = c.fitting(lambda: w.words(2, 5), 27, 390)
       c.text(line, 240, 132 + step * (i + 0.6), 27, ink, bold=False, most=390)
   c.quoted.append(title)
-  _head(c, 40, s.paper, s.strong)
+  _head(c, s.paper, s.strong)
   c.numbers["vertical"] = float(w.vertical)
 
 
-def _head(
-  c: svg.Canvas, size: float, paper: pages.Color, ink: pages.Color
-) -> None:
-  """Notes the style of what is quoted."""
+def _head(c: svg.Canvas, paper: pages.Color, ink: pages.Color) -> None:
+  """Notes the style of what is quoted; the size is that of the largest."""
   c.ink, c.paper = ink, paper
+  size = max(c.written[text].size for text in c.quoted)
   c.numbers.update({"size": size / c.height, "vertical": 0.0})
   for name, color in (("ink", ink), ("paper", paper)):
     for channel, value in zip(("red", "green", "blue"), color, strict=True):

@@ -26,6 +26,9 @@ _MARKS = ("“”", "«»", "「」", "『』", "„“", "‹›", '""', "《�
 # A colour is named if it is that near to the table's, in CIELAB units, and the
 # next one in the table is farther by so much.
 _NEAR, _CLEAR = 30.0, 8.0
+# And what has a hue is neither of these: the chroma that they may have.
+_GRAYS = ("black", "white", "gray")
+_MOST_CHROMA = 12.0
 
 
 class CannotQuote(ValueError):
@@ -150,11 +153,14 @@ def _details(look: Look, known: caption_words.Language) -> list[str]:
 def color_name(color: Color) -> str:
   """A key of caption_words.COLORS; "" if the colour has no plain name."""
   names, places = _anchors()
-  distances = np.linalg.norm(places - _lab(np.array([color])), axis=1)
+  lab = _lab(np.array([color]))
+  distances = np.linalg.norm(places - lab, axis=1)
   nearest, second = np.argsort(distances)[:2]
   if distances[nearest] > _NEAR:
     return ""
   if distances[second] - distances[nearest] < _CLEAR:
+    return ""
+  if names[nearest] in _GRAYS and np.hypot(*lab[0, 1:]) > _MOST_CHROMA:
     return ""
   return names[nearest]
 
