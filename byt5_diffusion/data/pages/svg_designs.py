@@ -264,9 +264,9 @@ class Canvas:
       points = [
         apply(own, px, py)
         for glyph, own in placed
-        if glyph.box is not None and start <= glyph.start < end
-        for px in (glyph.box.left, glyph.box.right)
-        for py in (glyph.box.top, glyph.box.bottom)
+        if start <= glyph.start < end and (ink := glyph.ink) is not None
+        for px in (ink.left, ink.right)
+        for py in (ink.top, ink.bottom)
       ]
       if not points:
         continue

@@ -24,6 +24,7 @@ from byt5_diffusion.data import languages
 from byt5_diffusion.data import text as texts
 from byt5_diffusion.data.writing import (
   bidi,
+  glyph_ink,
   rasterizers,
   words,
 )
@@ -48,7 +49,8 @@ class Glyph(NamedTuple):
     x, y: of its origin.
     lying: turned by a quarter, clockwise.
     start, end: the characters that it stands for, with others of its cluster.
-    box: its ink, y downward as pixels' is; None if it has none.
+    box: room that lines leave to it, y downward as pixels' is; None if it has
+      no ink. It is HarfBuzz's: see glyph_ink.py.
   """
 
   font: hb.Font
@@ -59,6 +61,14 @@ class Glyph(NamedTuple):
   start: int
   end: int
   box: rasterizers.Ink | None
+
+  @property
+  def ink(self) -> rasterizers.Ink | None:
+    """Box of the ink itself, as `box`."""
+    extents = (
+      None if self.box is None else glyph_ink.extents(self.font, self.id)
+    )
+    return _placed(extents, self.x, self.y, self.lying)
 
 
 class Run(NamedTuple):
@@ -93,7 +103,7 @@ class Line(NamedTuple):
     return any(glyph.id == 0 for glyph in self.glyphs)
 
   def ink(self) -> rasterizers.Ink | None:
-    """Box of all the ink; None if there is none."""
+    """Room for all the ink; None if there is none."""
     return union(glyph.box for glyph in self.glyphs)
 
 
@@ -258,7 +268,7 @@ def _place(
       x, y, step = across - _MIDDLE, -pen - along, position.x_advance / em
     else:
       x, y, step = along, -pen + across, -position.y_advance / em
-    box = _box(font, info.codepoint, x, y, run.lying)
+    box = _placed(_extents(font, info.codepoint), x, y, run.lying)
     end = ends[info.cluster]
     placed.append(
       Glyph(font, info.codepoint, x, y, run.lying, info.cluster, end, box)
@@ -276,10 +286,9 @@ def _ends(clusters: list[int], end: int) -> dict[int, int]:
   return dict(zip(starts, [*starts[1:], end], strict=True))
 
 
-def _box(
-  font: hb.Font, glyph: int, x: float, y: float, lying: bool
+def _placed(
+  extents: glyph_ink.Extents | None, x: float, y: float, lying: bool
 ) -> rasterizers.Ink | None:
-  extents = _extents(font, glyph)
   if extents is None:
     return None
   left, top, right, bottom = extents
@@ -289,10 +298,8 @@ def _box(
 
 
 @functools.lru_cache(maxsize=65536)
-def _extents(
-  font: hb.Font, glyph: int
-) -> tuple[float, float, float, float] | None:
-  """Left, top, right, bottom of a glyph at the origin, y upward."""
+def _extents(font: hb.Font, glyph: int) -> glyph_ink.Extents | None:
+  """What HarfBuzz says."""
   em = font.face.upem
   box = font.get_glyph_extents(glyph)
   # Of a slanted font, a blank glyph has a size below nought.

@@ -312,7 +312,7 @@ def _regions(
 ) -> Iterator[annotated.Region]:
   text = item.line.text
   for (start, end), glyphs in _parts(item.line, label):
-    ink = shaping.union(glyph.box for glyph in glyphs)
+    ink = shaping.union(glyph.ink for glyph in glyphs)
     if ink is None:
       continue
     box = (
