@@ -12,6 +12,7 @@ import odd_images
 import pytest
 import table_files
 import table_task
+from PIL import ImageFile
 
 from byt5_diffusion.data import (
   annotated,
@@ -31,6 +32,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ODD = odd_images.JPEGS | odd_images.EXACT
 
 
+@pytest.fixture(autouse=True)
+def cache(
+  tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Nothing is kept among the user's files."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.mark.parametrize("name", odd_images.BAD)
 def test_bad_files_are_refused_with_a_reason(name: str) -> None:
   raw, reason = odd_images.BAD[name]
@@ -42,6 +51,17 @@ def test_bad_files_are_refused_with_a_reason(name: str) -> None:
   with pytest.raises(images.BadImage) as again:
     images.decode_image(raw, name="other")
   assert again.value.reason == caught.value.reason
+
+
+def test_no_library_makes_half_a_picture_a_whole_one(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  """WeasyPrint tells Pillow to, for the whole process, when it is imported."""
+  raw = odd_images.jpeg()
+  monkeypatch.setitem(sys.modules, "simplejpeg", None)
+  monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+  with pytest.raises(images.BadImage, match="truncated"):
+    images.decode_image(raw[: len(raw) // 2])
 
 
 @pytest.mark.parametrize("name", odd_images.EXACT)

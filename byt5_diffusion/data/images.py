@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, ImageFile, features
 
 from byt5_diffusion.data import image_limits, jpeg, resizing
 
@@ -166,6 +166,8 @@ def _decode(
   raw: bytes, max_pixels: int, needed: Needed | None, colours: str
 ) -> tuple[Image.Image | np.ndarray, tuple[int, int], int]:
   """Decoded's fields, but the picture as an array where it comes as one."""
+  # Importing WeasyPrint sets it: half a picture would be a gray one below.
+  ImageFile.LOAD_TRUNCATED_IMAGES = False
   image_limits.check_tiff(raw, max_pixels)
   file = image_limits.MeteredFile(raw)
   with Image.open(file, formats=FORMATS) as image:
