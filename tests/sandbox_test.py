@@ -257,7 +257,8 @@ def test_the_main_process_stays_small() -> None:
   """The worst of them in a process of their own: its peak, in MiB."""
   program = """
 import resource, sys
-from byt5_diffusion.data import images, sandbox
+from byt5_diffusion.data import images
+from byt5_diffusion.data.pages import sandbox
 sys.path.insert(0, "tests")
 import sandbox_test
 pool = sandbox.pool(sandbox.Limits(seconds=3.0))
@@ -292,7 +293,7 @@ print((after - before) / 1024)
 
 _INSIDE = """
 import os, socket, subprocess, sys, threading
-from byt5_diffusion.data import confinement
+from byt5_diffusion.data.pages import confinement
 walls = confinement.confine(memory=200 * 2**20, readable=[sys.prefix])
 print(*walls)
 def attempt(name, call):
