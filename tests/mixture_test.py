@@ -225,17 +225,20 @@ def _open(streams=1, hosts=1, host=0, **options):
 
 
 def test_hosts_share_batches_and_resumed_runs_go_on():
-  whole, half = _open(streams=2), _open(streams=2, hosts=2, host=1)
+  whole, half = _open(streams=4), _open(streams=4, hosts=2, host=1)
+  quarter = _open(streams=4, hosts=4, host=3)
   batches = [next(whole)["example_id"]]
   place = whole.get_state()
   batches.append(next(whole)["example_id"])
   assert len(np.unique(np.concatenate(batches), axis=0)) == 32
   for batch in batches:
     np.testing.assert_array_equal(next(half)["example_id"], batch[8:])
+    np.testing.assert_array_equal(next(quarter)["example_id"], batch[12:])
   whole.set_state(place)
   np.testing.assert_array_equal(next(whole)["example_id"], batches[1])
   whole.close()
   half.close()
+  quarter.close()
 
 
 def test_inspect_counts_what_training_reads(capsys):
