@@ -20,6 +20,7 @@ pytest.importorskip("weasyprint")
 pytest.importorskip("pypdfium2")
 pytest.importorskip("resvg_py")
 
+import byt5_diffusion
 from byt5_diffusion.data import (
   images,
   rejections,
@@ -336,6 +337,22 @@ def test_a_confined_process_can_do_nothing_but_compute(tmp_path) -> None:
   if "seccomp" in walls:
     for name in ("connect", "socket", "run", "fork"):
       assert found[name] == "PermissionError", name
+
+
+def test_workers_read_the_package_and_not_what_lies_beside_it(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  package = os.path.dirname(os.path.abspath(byt5_diffusion.__file__))
+  home = os.path.dirname(package)
+  monkeypatch.syspath_prepend(home)
+  sandbox.readable.cache_clear()
+  try:
+    found = sandbox.readable()
+  finally:
+    sandbox.readable.cache_clear()
+  assert package in found and home not in found
+  # Were it the package itself, its modules would hide others of their names.
+  assert sandbox._environment()["PYTHONPATH"] == home
 
 
 def test_workers_are_confined() -> None:

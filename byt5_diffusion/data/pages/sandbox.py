@@ -34,7 +34,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+import byt5_diffusion
 from byt5_diffusion.data import annotated, images
+
+_PACKAGE = os.path.dirname(os.path.abspath(byt5_diffusion.__file__))
 
 _HEAD = struct.Struct("!II")  # Bytes of the JSON, bytes behind it.
 _MAX_JSON = 8 * 2**20
@@ -194,10 +197,9 @@ def _drawn(answer: Mapping[str, Any], pixels: bytes, name: str) -> Drawn:
 def _environment() -> dict[str, str]:
   """Nothing of ours but what Python and our own modules need."""
   kept = ("PATH", "HOME", "XDG_CACHE_HOME", "BYT5_DIFFUSION_FONTS", "TMPDIR")
-  root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
   return {
     **{key: os.environ[key] for key in kept if key in os.environ},
-    "PYTHONPATH": root,
+    "PYTHONPATH": os.path.dirname(_PACKAGE),
     "PYTHONSAFEPATH": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -300,12 +302,12 @@ def pool(limits: Limits | None = None) -> Pool:
 @functools.cache
 def readable() -> tuple[str, ...]:
   """Folders that a worker may read: Python's, the system's libraries'."""
-  own = os.path.dirname(os.path.dirname(__file__))
-  found = [sys.prefix, sys.base_prefix, own, "/usr/lib", "/lib", "/lib64"]
+  found = [sys.prefix, sys.base_prefix, _PACKAGE, "/usr/lib", "/lib", "/lib64"]
   # Not the folder that our package lies in: it may be a user's, with data.
   found += [
     path
     for path in sys.path
-    if os.path.isdir(path) and not os.path.samefile(path, os.path.dirname(own))
+    if os.path.isdir(path)
+    and not os.path.samefile(path, os.path.dirname(_PACKAGE))
   ]
   return tuple(dict.fromkeys(path for path in found if path != "/"))
