@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import table_files
 
+from byt5_diffusion.data import images
 from byt5_diffusion.data.rows import (
   block_cache,
   parquet_table,
@@ -111,3 +113,45 @@ def test_groups_of_too_many_rows_are_refused(tmp_path, monkeypatch):
         tables.open_table(tmp_path), ("jpg", "txt")
       )
     assert {words in reason for _, reason in problems.values()} == {True}
+
+
+def test_names_and_texts_that_are_no_utf_8(tmp_path):
+  path = tmp_path / "a.parquet"
+  bad = pyarrow.Array.from_buffers(
+    pyarrow.string(), 2, pyarrow.array([b"fine", b"\xff\xff"]).buffers()
+  )
+  pyarrow.parquet.write_table(pyarrow.table({"column": bad}), path)
+  table = tables.open_table(path)
+  assert table.read(0) == {"column": "fine"}
+  with pytest.raises(images.BadImage, match="not UTF-8"):
+    table.read(1)
+  (first, row), (second, fault) = table.scan(("column",))
+  assert (first, row, second) == (0, {"column": "fine"}, 1)
+  assert str(fault) == "a.parquet:1: not UTF-8"
+  # The name is in the schema, in every chunk, and in what Arrow keeps of it.
+  raw = path.read_bytes()
+  places = [i for i in range(len(raw)) if raw.startswith(b"column", i)]
+  assert len(places) > 1
+  for number, place in enumerate(places):
+    for letter in b"\xffx":
+      folder = tmp_path / f"{number} {letter}"
+      folder.mkdir()
+      odd = raw[:place] + bytes([letter]) + raw[place + 1 :]
+      (folder / "a.parquet").write_bytes(odd)
+      try:
+        table = tables.open_table(folder)
+        list(table.scan(table.columns))
+        table.read(0)
+      except images.BadImage as error:
+        assert error.reason == "in a broken row group"
+      except ValueError as error:
+        assert "not a parquet file" in str(error)
+
+
+def test_an_index_alone_is_of_no_use(tmp_path, monkeypatch):
+  path = tmp_path / "a.parquet"
+  pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), path)
+  assert len(tables.open_table(path)) == 1
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  with pytest.raises(ImportError, match=r"pip install .byt5-diffusion\[data\]"):
+    tables.open_table(path)

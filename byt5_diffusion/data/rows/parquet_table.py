@@ -24,6 +24,9 @@ _MAX_BATCH_BYTES = 2**30  # If every row had the longest of all values.
 MAX_GROUP_BYTES = 4 * 2**30
 MAX_GROUP_VALUES = 2**26  # Of a column.
 _BROKEN = "in a broken row group"
+_NO_TEXT = "not UTF-8"
+# What pyarrow raises besides its own: names that are no text or not there.
+_MORE_FAULTS = (OSError, KeyError, ValueError)
 
 
 def open_file(file: files.File, *, wait: bool = True) -> "Parquet":
@@ -61,17 +64,23 @@ def _index(file: files.File) -> cached_arrays.Kept:
     raise files.BadFile(file.name, "empty file")
   try:
     with file.open() as opened, pyarrow.parquet.ParquetFile(opened) as parquet:
-      meta, columns = parquet.metadata, parquet.schema_arrow.names
-  except (pyarrow.ArrowException, OSError) as error:
+      made = _described(parquet.metadata, parquet.schema_arrow.names)
+  except (pyarrow.ArrowException, *_MORE_FAULTS) as error:
     if isinstance(error, FileNotFoundError | PermissionError):
       raise
     raise files.BadFile(
       file.name, "not a parquet file, or cut short"
     ) from error
+  made.header["digest"] = cached_arrays.digest(made, file.ends())
+  return made
+
+
+def _described(meta: Any, columns: list[str]) -> cached_arrays.Kept:
+  """A footer as JSON and arrays."""
   groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
   chunks = [[g.column(i) for i in range(meta.num_columns)] for g in groups]
   first = chunks[0] if chunks else []
-  made = cached_arrays.Kept(
+  return cached_arrays.Kept(
     {
       "columns": columns,
       "leaves": [chunk.path_in_schema for chunk in first],
@@ -87,8 +96,6 @@ def _index(file: files.File) -> cached_arrays.Kept:
       "values": _table([c.num_values for c in g] for g in chunks),
     },
   )
-  made.header["digest"] = cached_arrays.digest(made, file.ends())
-  return made
 
 
 def _table(rows: Iterable[list[int]]) -> np.ndarray:
@@ -99,6 +106,7 @@ class Parquet:
   """A tables.Shard of a parquet file."""
 
   def __init__(self, file: files.File, *, wait: bool):
+    _pyarrow()  # Now, even if the index is kept already.
     self.file = file
     self.header, self.arrays = cached_arrays.kept(
       "indexes",
@@ -158,7 +166,10 @@ class Parquet:
     if isinstance(block, str):
       raise images.BadImage(f"{self.file.name}:{row}", block)
     at = row - int(self._ends[group]) + self.blocks[group]
-    return {name: column[at].as_py() for name, column in block.items()}
+    try:
+      return {name: column[at].as_py() for name, column in block.items()}
+    except UnicodeDecodeError:
+      raise images.BadImage(f"{self.file.name}:{row}", _NO_TEXT) from None
 
   def _decode(self, group: int) -> tuple[Any, int]:
     """A group's columns, or why there are none, and their bytes."""
@@ -168,7 +179,7 @@ class Parquet:
     try:
       with self.file.open() as opened:
         table = self._opened(opened).read_row_group(group, columns=self._read)
-    except (pyarrow.ArrowException, OSError):
+    except (pyarrow.ArrowException, *_MORE_FAULTS):
       return _BROKEN, 0
     table = table.combine_chunks()
     return dict(
@@ -186,7 +197,11 @@ class Parquet:
       fault = self._fault(group, wanted) if wanted else ""
       if not fault:
         for row in self._rows(group, wanted):
-          yield row
+          if row is None:
+            name = f"{self.file.name}:{first + done}"
+            yield images.BadImage(name, _NO_TEXT)
+          else:
+            yield row
           done += 1
       for number in range(first + done, first + count):
         yield images.BadImage(f"{self.file.name}:{number}", fault or _BROKEN)
@@ -194,8 +209,8 @@ class Parquet:
 
   def _rows(
     self, group: int, columns: Sequence[str]
-  ) -> Iterator[dict[str, Any]]:
-    """A group's rows, as far as they can be decoded."""
+  ) -> Iterator[dict[str, Any] | None]:
+    """A group's rows, as far as they can be decoded; None is not UTF-8."""
     size = int(self._sum("bytes", columns)[group])
     few = min(_BATCH, 1 + _MAX_BATCH_BYTES // max(1, size))
     try:
@@ -206,9 +221,20 @@ class Parquet:
           plain = _plain(batch)
           step = few if plain is None else _BATCH
           for start in range(0, batch.num_rows, step):
-            yield from (plain or batch).slice(start, step).to_pylist()
-    except (_pyarrow().ArrowException, OSError):
+            yield from _listed((plain or batch).slice(start, step))
+    except (_pyarrow().ArrowException, *_MORE_FAULTS):
       return
+
+
+def _listed(batch: Any) -> list[dict[str, Any] | None]:
+  """Rows; None stands for one whose text is not UTF-8."""
+  try:
+    return batch.to_pylist()
+  except UnicodeDecodeError:
+    if batch.num_rows == 1:
+      return [None]
+    rows = (batch.slice(i, 1) for i in range(batch.num_rows))
+    return [found for row in rows for found in _listed(row)]
 
 
 def _plain(batch: Any) -> Any:
