@@ -3,6 +3,7 @@
 import collections
 import json
 
+import gin
 import numpy as np
 import pytest
 
@@ -239,6 +240,40 @@ def test_hosts_share_batches_and_resumed_runs_go_on():
   whole.close()
   half.close()
   quarter.close()
+
+
+def test_gin_makes_it_and_any_number_of_shards_is_a_part_of_all():
+  """As T5X's recipes name it, and as T5X reads it."""
+  seqio = pytest.importorskip("seqio")
+  try:
+    gin.parse_config("""
+      from __gin__ import dynamic_registration
+      import seqio
+      from byt5_diffusion.tasks import mixtures
+      mixtures.multilingual.sources = {
+        "skewed:a@8x8": 3, "written:b@8x8": 1}
+      mixtures.multilingual.num_train = 3000
+      MIXTURE_OR_TASK_NAME = @mixtures.multilingual()
+      seqio.get_mixture_or_task.task_or_mixture_name = %MIXTURE_OR_TASK_NAME
+    """)
+    provider = gin.get_configurable(seqio.get_mixture_or_task)()
+  finally:
+    gin.clear_config()
+  lengths = {"image": 8, "text_tokens": 16, "example_id": 2}
+
+  def read(shard, count, **options):
+    data = provider.get_dataset(
+      lengths, "train", shard_info=seqio.ShardInfo(shard, count), seed=1,
+      use_cached=False, **options,
+    )  # fmt: skip
+    taken = data.take(12 // count).as_numpy_iterator()
+    return [tuple(x["example_id"].tolist()) for x in taken]
+
+  whole = read(0, 1, num_epochs=None)
+  for count in (2, 3):
+    parts = [read(shard, count, num_epochs=None) for shard in range(count)]
+    assert [x for row in zip(*parts, strict=True) for x in row] == whole
+  assert read(0, 1, num_epochs=1, shuffle=True) == whole
 
 
 def test_inspect_counts_what_training_reads(capsys):
