@@ -286,6 +286,47 @@ def test_a_threshold_wants_its_own_predictors_column(
 
 
 @pytest.mark.usefixtures("identified")
+@pytest.mark.parametrize("write", FORMATS)
+def test_copies_of_a_picture_are_left_out_if_asked_for(
+  tmp_path: pathlib.Path, write: Callable[[pathlib.Path, Rows], None]
+) -> None:
+  rows = [(known(i, sha256=f"{i:064x}"), picture()) for i in range(40)]
+  for i in (7, 11, 39):
+    rows[i][0]["sha256"] = rows[3][0]["sha256"]
+  for i in (
+    20,
+    21,
+  ):  # Nobody has counted their bytes, but they are of one place.
+    rows[i][0].update(sha256="", url="http://example.com/one.jpg")
+  folder = folder_of(tmp_path, rows, write)
+  options = {"validation_share": 0.4}
+  every = laion.open_laion(folder, **options)
+  once = laion.open_laion(folder, drop_copies=True, **options)
+  assert every.fingerprint != once.fingerprint
+  assert sum(every.sizes.values()) == 40 and sum(once.sizes.values()) == 36
+
+  def keys(supply: Any, split: str) -> list[str]:
+    return [supply.read(split, i).key for i in range(supply.sizes[split])]
+
+  # One is kept of each: that of "validation" where there is one, and the first.
+  sames = [
+    {f"laion/{1000 + i}" for i in same} for same in ((3, 7, 11, 39), (20, 21))
+  ]
+  for same in sames:
+    kept = [s for s in once.sizes for k in keys(once, s) if k in same]
+    there = {s for s in every.sizes for k in keys(every, s) if k in same}
+    assert kept == ["validation" if "validation" in there else "train"]
+  for split in every.sizes:
+    mine = keys(once, split)
+    assert [k for k in keys(every, split) if k in mine] == mine
+    assert once.languages(split).shape == (len(mine),)
+    assert int(np.sum(once.blocks(split).sizes)) == len(mine)
+  summary = rejections.ledger(f"{once.name} (filters)").summary()
+  assert summary["reasons"] == {"copy of another picture": 4}
+  assert summary["accepted"] == 36
+
+
+@pytest.mark.usefixtures("identified")
 def test_captions_that_occur_too_often_are_left_out(
   tmp_path: pathlib.Path,
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from byt5_diffusion.data import (
   annotated,
+  duplicates,
   filters,
   images,
   languages,
@@ -52,6 +53,7 @@ def open_laion(
   aesthetic_v1: float | None = None,
   aesthetic_v2: float | None = None,
   keep_unscored: bool = False,
+  drop_copies: bool = False,
   identifier: str = "py3langid",
   validation_share: float = 0.001,
 ) -> catalogue.TableSupply:
@@ -69,6 +71,8 @@ def open_laion(
     aesthetic_v1, aesthetic_v2: lowest score, of the one predictor or the other.
     keep_unscored: whether pictures are kept of which pwatermark or punsafe is
       null, which means that nobody has looked.
+    drop_copies: whether pictures are left out whose file, by its SHA-256, is
+      another one's, too; where that is unknown, whose address is.
     identifier: of languages, where LAION has found none.
     validation_share: of the examples, by their hash.
 
@@ -111,6 +115,7 @@ def open_laion(
     make=lambda row, part: make(row, identify),
     version=version,
     validation_share=validation_share,
+    drop_copies=drop_copies,
   )
 
 
@@ -184,7 +189,8 @@ class Describer:
       confidence=confidence,
       occurrences=self._count(caption) if self._count else None,
     )
-    return [catalogue.Entry(key, 0, language)]
+    content = fetched.text(found, "sha256") or fetched.text(found, "url")
+    return [catalogue.Entry(key, 0, language, duplicates.key(content or key))]
 
   def _check_aesthetic(self, found: Mapping[str, Any]) -> None:
     """Each score against its own predictor's threshold."""
