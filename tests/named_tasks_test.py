@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import inspection, named_tasks
+from byt5_diffusion.data import supplies
+from byt5_diffusion.tasks import wit
 
 
 def test_a_name_has_the_lengths_of_its_features(tmp_path):
@@ -48,3 +50,18 @@ def test_prompts_have_a_split_to_test_by_alone(tmp_path):
   ]
   with pytest.raises(ValueError, match=r"no split 'train', only \['test'\]"):
     inspection.inspect(name)
+
+
+@pytest.mark.parametrize(
+  ("option", "wanted"),
+  [
+    ("main_images_only=yes", "true or false, not 'yes'"),
+    ("min_side=1.5", "a whole number, not '1.5'"),
+    ("max_aspect=wide", "a number, not 'wide'"),
+    ("max_aspect=nan", "a number, not 'nan'"),
+    ("validation_share=1e999", "a number, not '1e999'"),
+  ],
+)
+def test_an_options_value_is_of_its_kind(option, wanted):
+  with pytest.raises(ValueError, match=wanted):
+    supplies.parse(wit.TABLE, f"wit:/nowhere@8x8+{option}")

@@ -405,3 +405,16 @@ def test_a_state_holds_no_pickle_and_says_what_it_is(open_data):
   assert json.loads(json.dumps(header)) == header
   assert header["identity"]["task"] == "toy"
   assert isinstance(open_data("prepared"), pipeline.Batches)
+
+
+def test_a_missing_extra_is_named_and_nothing_else():
+  """It comes from inside of TensorFlow, which makes a text of it."""
+  error = Exception(
+    "Error in user-defined function: ImportError: Pictures need resvg: "
+    "pip install 'x[y]'.\nTraceback (most recent call last):\n  File ..."
+  )
+  said = live.explain(error, "split 'train'")
+  assert isinstance(said, ImportError)
+  assert str(said) == (
+    "Reading split 'train' failed: Pictures need resvg: pip install 'x[y]'."
+  )

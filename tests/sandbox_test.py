@@ -360,6 +360,24 @@ def test_workers_are_confined() -> None:
   assert confinement.__doc__
 
 
+def test_what_is_missing_is_looked_for_once(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  """TensorFlow asks again for every example, and waits for all of them."""
+  asked = []
+
+  def start(limits: sandbox.Limits) -> sandbox.Worker:
+    asked.append(limits)
+    raise ImportError("needs an extra")
+
+  monkeypatch.setattr(sandbox, "Worker", start)
+  pool = sandbox.Pool(most=1)
+  for _ in range(3):
+    with pytest.raises(ImportError, match="needs an extra"):
+      pool.draw("svg", b"", name="a", height=8, width=8)
+  assert len(asked) == 1
+
+
 def test_a_worker_that_dies_is_replaced() -> None:
   pool = sandbox.pool()
   with pool._worker() as worker:

@@ -113,6 +113,9 @@ def explain(error: Exception, what: str) -> Exception:
       return ledger.error
   # A Python exception comes as "Type: message", and then its traceback.
   message = str(error).partition("Traceback (most recent call last)")[0]
+  missing = re.search(r"\bImportError: (.*pip install.*)", message)
+  if missing:
+    return ImportError(f"Reading {what} failed: {missing[1]}")
   message = re.sub(r"\{\{.*?\}\}|\[\[|\]\]|\[Op:\w+\].*", "", message).strip()
   return RuntimeError(
     f"Reading {what} failed: {message or type(error).__name__}"

@@ -20,6 +20,7 @@ Options are keyword arguments of the supply. "+resize=area" and "+resize=scaled"
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -38,6 +39,7 @@ _NAME = re.compile(
 )
 _RESIZE = re.compile(r"\+resize=([^+]*)")
 _BOOLS = {"true": True, "false": False}
+_WANTED = {"bool": "true or false", "int": "a whole number"}
 
 
 class Supply(Protocol):
@@ -193,8 +195,13 @@ def _options(
       for number in (int, float):
         if kind in (number, number.__name__, number | None):
           options[key] = number(value)
-    except (KeyError, ValueError):
-      raise ValueError(f"{name!r}: {key}={value!r} is no {kind}.") from None
+          if not math.isfinite(options[key]):
+            raise ValueError
+    except (KeyError, ValueError, OverflowError):
+      wanted = _WANTED.get(getattr(kind, "__name__", kind), "a number")
+      raise ValueError(
+        f"{name!r}: {key} must be {wanted}, not {value!r}."
+      ) from None
   return options
 
 

@@ -234,6 +234,7 @@ class Pool:
     for _ in range(most or min(8, os.cpu_count() or 1)):
       self._idle.put(None)  # A place without a worker yet.
     self._owner = os.getpid()
+    self._missing: str | None = None
 
   def draw(
     self, kind: str, source: bytes, *, name: str, **options: Any
@@ -278,10 +279,20 @@ class Pool:
         if worker is not None:
           worker.close()
         worker = None
-        worker = Worker(self.limits)
+        worker = self._started()
       yield worker
     finally:
       self._idle.put(worker)
+
+  def _started(self) -> Worker:
+    """A new worker. What it lacks is not looked for again and again."""
+    if self._missing is not None:
+      raise ImportError(self._missing)
+    try:
+      return Worker(self.limits)
+    except ImportError as error:
+      self._missing = str(error)
+      raise
 
 
 _pools: dict[tuple[int, Limits], Pool] = {}
