@@ -266,7 +266,7 @@ def test_generate_draws_prompts(
     (["text", "--prompts", name], "not both"),
     (["text", "--num_prompts=1"], "needs --prompts"),
     (["--prompts", name, "--num_prompts=0"], "must be positive"),
-    (["--prompts", "drawtext:/nowhere"], "no .txt file"),
+    (["--prompts", "drawtext:/nowhere"], "no such file or folder"),
   ):
     assert cli.main([*command, *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from byt5_diffusion import inspection, named_tasks
-from byt5_diffusion.data import supplies
+from byt5_diffusion.data import live, supplies
 from byt5_diffusion.tasks import wit
 
 
@@ -65,3 +65,13 @@ def test_prompts_have_a_split_to_test_by_alone(tmp_path):
 def test_an_options_value_is_of_its_kind(option, wanted):
   with pytest.raises(ValueError, match=wanted):
     supplies.parse(wit.TABLE, f"wit:/nowhere@8x8+{option}")
+
+
+def test_a_split_that_is_not_there_is_named_as_the_user_has_named_the_data(
+  tmp_path,
+):
+  Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+  (tmp_path / "a.txt").write_text("one picture", "utf-8")
+  name = f"image_caption_folder:{tmp_path}@8x8"
+  with pytest.raises(ValueError, match=f"'{name}' has no split 'validation'"):
+    live.load(name, "byt5_diffusion.tasks.image_caption_folder", "validation")

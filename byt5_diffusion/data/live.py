@@ -57,7 +57,7 @@ def is_registered(name: str) -> bool:
 
 def load(name: str, module: str | None, split: str) -> Any:
   """The task or mixture `name`, having imported `module` first."""
-  name = registered(name, module)
+  asked, name = name, registered(name, module)
   try:
     provider = seqio.get_mixture_or_task(name)
   except ValueError as error:
@@ -68,7 +68,7 @@ def load(name: str, module: str | None, split: str) -> Any:
     ) from error
   if split not in provider.splits:
     raise pipeline.EmptySplit(
-      f"{name!r} has no split {split!r}, only {sorted(provider.splits)}."
+      f"{asked!r} has no split {split!r}, only {sorted(provider.splits)}."
     )
   return provider
 

@@ -269,6 +269,8 @@ def _string(value: Any) -> str:
 def _files(path: str, ending: str) -> list[pathlib.Path]:
   """A file, or all of a folder and below it, in order."""
   root = pathlib.Path(path).expanduser()
+  if not root.exists():
+    raise ValueError(f"{path}: there is no such file or folder.")
   found = [root]
   if root.is_dir():
     found = sorted(x for x in root.rglob(f"*{ending}") if x.is_file())
