@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, str]] = {
   "samplers": ("decoding samplers sampling_steps unipc", "maths"),
   "guidance": ("guidance", "maths samplers"),
   # Bytes and pictures to batches. No JAX.
-  "data": ("data.* feature_converters quotes", ""),
+  "data": ("data.* feature_converters quotes", "package"),
   # Knows no model.
   "machinery": (
     "checkpoints compilation host_memory metric_writers model_gin"

@@ -246,10 +246,9 @@ def test_what_does_not_end_is_ended(kind: str) -> None:
   start = time.monotonic()
   reason = _refused("html", _ENDLESS[kind], seconds=3.0)
   assert time.monotonic() - start < 60  # A new worker may have to start.
-  if kind in ("rows", "a word", "variables"):
-    assert reason == "takes more than 3 s to draw"
-  else:  # How far it comes depends on the machine.
-    assert "takes" in reason or "memory" in reason or not reason
+  # What stops it first, and how far the others come, depends on the machine.
+  drawn = not reason and kind not in ("rows", "a word", "variables")
+  assert drawn or "takes more than 3 s" in reason or "memory" in reason
   assert _refused("html", "<p>next", seconds=30.0) == ""
 
 
